@@ -100,7 +100,7 @@ class RunFailed(FedkdError):
 
 
 class EngineLost(RunFailed):
-    """Ray itself, and no client, broke down or never started."""
+    """Ray itself failed or never started; no client is to blame."""
 
 
 class ActorsLost(EngineLost):
@@ -117,11 +117,11 @@ class Interrupted(FedkdError):
 
 
 LONGEST_LINE = 1000
-"""Letters of an error in a message; of a longer one the beginning and the end."""
+"""Longest error in a message; a longer one keeps its beginning and end."""
 
 
 def one_line(text: str) -> str:
-    """Return a text as one line of printable letters that fits a screen."""
+    """Return a text as one line of printable characters, shortened to `LONGEST_LINE`."""
     line = "".join(
         letter if letter.isprintable() else letter.encode("unicode_escape", "backslashreplace").decode()
         for letter in " ".join(text.split())
@@ -137,7 +137,7 @@ def words_of(error: BaseException) -> str:
     try:
         return str(error).strip()
     except Exception as failure:  # a foreign class, whose `__str__` may do anything
-        return f"no word about it, its __str__ raised {type(failure).__name__}"
+        return f"no text: its __str__ raised {type(failure).__name__}"
 
 
 def described(error: BaseException) -> str:
@@ -147,7 +147,7 @@ def described(error: BaseException) -> str:
 
 
 NEAR = 0.7
-"""Similarity of two names, from 0 to 1, from which one counts as a slip of the other."""
+"""Least similarity of two names, from 0 to 1, for one to count as a misspelling of the other."""
 MAX_LISTED_ITEMS = 30
 """Names that an error lists."""
 

@@ -15,7 +15,7 @@ and in the scenario::
     [[clients]]
     model = "tiny"
 
-A name that is taken is refused, whoever holds it.
+A name that is already taken is refused.
 """
 
 from collections.abc import Callable

@@ -84,18 +84,19 @@ def make_axes(bench: Bench) -> tuple[Axis, ...]:
     for axis in axes:
         key, labels = dotted_key(("grid", axis.name)), [level.label for level in axis.levels]
         if axis.name in RESERVED:
-            told = f"'{axis.name}' cannot be an axis; seeds have a key of their own"
+            told = f"'{axis.name}' cannot be an axis: the results have a column of that name"
+            told += "; set seeds" * (axis.name == "seed")
             raise UserError(told, file=bench.file)
         for label in (axis.name, *labels):
             if not label.strip() or not label.isprintable() or FORMULA.match(label):
-                told = "a name is printable, and begins with none of = + - @ unless it is a number"
+                told = "names are printable and begin with none of = + - @, unless they are numbers"
                 raise UserError(f"{label!r} cannot stand in a table; {told}", key=key, file=bench.file)
         repeated = next((label for label in labels if labels.count(label) > 1), None)
         if repeated is not None:
-            raise UserError(f"{repeated} is there twice", key=key, file=bench.file)
+            raise UserError(f"{repeated} is listed twice", key=key, file=bench.file)
     names = [axis.name for axis in axes]
     if len(set(names)) < len(names):
-        raise UserError("an axis of the grid and one of the variants have the same name", file=bench.file)
+        raise UserError("an axis of the grid and an axis of the variants have the same name", file=bench.file)
     return tuple(axes)
 
 
@@ -118,7 +119,7 @@ def _text(value: Any) -> str:
 
 
 def make_cells(bench: Bench, *, plug_ins: bool = True) -> list[Cell]:
-    """Return the cells seed by seed; without `plug_ins`, scenarios lack the defaults of theirs."""
+    """Return the cells seed by seed; without `plug_ins`, scenarios lack the plug-ins' defaults."""
     axes = make_axes(bench)
     _check_fixed(bench, axes)
     number = len(bench.seeds) * prod(len(axis.levels) for axis in axes)
@@ -130,10 +131,8 @@ def make_cells(bench: Bench, *, plug_ins: bool = True) -> list[Cell]:
     for cell in cells:
         twin = seen.setdefault(cell.hash, cell)
         if twin is not cell:
-            told = (
-                f"cells '{twin.label}' and '{cell.label}' are one scenario: they differ in nothing, or only"
-            )
-            told += f" in {', '.join(RESULT_NEUTRAL_KEYS)}, which never change a result"
+            told = f"cells '{twin.label}' and '{cell.label}' are the same scenario: they differ at most in"
+            told += f" {', '.join(RESULT_NEUTRAL_KEYS)}, which never change a result"
             raise UserError(told, file=bench.file)
     return cells
 
@@ -189,10 +188,10 @@ def make_cell(bench: Bench, levels: Mapping[str, Level], seed: int, plug_ins: bo
         else:
             scenario = parse_without_plugins(tables, folder=bench.folder, layers=layers).scenario
         if scenario.faults.timeout is not None:
-            told = "a cell works in one process, where nobody can interrupt a client"
+            told = "must be left out: a cell runs in one process, which cannot interrupt a client"
             raise UserError(told, key="faults.timeout")
         if "checkpoint_every" not in tables:
-            # Bench cells are short: a checkpoint a round would be time spent on the disk.
+            # Bench cells are short: a checkpoint in every round would waste time on the disk.
             scenario = scenario.model_copy(update={"checkpoint_every": scenario.rounds})
     except UserError as error:
         raise name_cell_in_error(error, cell_label(levels, seed), bench.file) from None
@@ -207,7 +206,7 @@ def name_cell_in_error(error: UserError, label: str, file: str) -> UserError:
 
 
 def data_key(scenario: Scenario) -> str:
-    """Return a text of all that decides a cell's data besides the seed; many cells in a row share it."""
+    """Return a text of the keys that decide a cell's data, without the seed; many cells share it."""
     shared = scenario.data.model_dump_json() + scenario.heterogeneity.model_dump_json()
     if (continual := scenario.continual) is None:
         return shared
@@ -232,7 +231,8 @@ def resolve_baseline(bench: Bench, axes: tuple[Axis, ...]) -> dict[str, str]:
 def compared_axes(axes: tuple[Axis, ...], baseline: Mapping[str, str]) -> tuple[str, ...]:
     """Return the axes along which cells are compared, those within a block of the table.
 
-    These are the axes of the baseline, else the strategy, the learner, the first axis of names, or the last.
+    They are the axes of the baseline. Without one, it is the strategy, the learner, the first axis of names,
+    or the last axis.
     """
     if baseline:
         return tuple(axis.name for axis in axes if axis.name in baseline)
@@ -243,7 +243,7 @@ def compared_axes(axes: tuple[Axis, ...], baseline: Mapping[str, str]) -> tuple[
 
 
 def shown_metrics(bench: Bench, cells: Sequence[Cell]) -> tuple[str, ...]:
-    """Return the metrics of the table: those of the bench file, else the default ones of its cells."""
+    """Return the metrics of the table: those of the bench file, else the defaults of its cells."""
     if bench.spec.metrics is not None:
         return tuple(bench.spec.metrics)
     streams = [(cell.scenario, own) for cell in cells if (own := cell.scenario.continual) is not None]

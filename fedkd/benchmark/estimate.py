@@ -51,19 +51,19 @@ def estimate(cells: Sequence[Cell], folder: Path, compared: Sequence[str]) -> tu
     if spent:
         seconds = CellPace(spent, compared).of_all(waiting)
         assert seconds is not None
-        return seconds, f"measured on {len(spent)} finished cells; loading and starting come on top"
+        return seconds, f"measured on {len(spent)} finished cells, without loading and starting"
     tried = waiting[0]
     a_round = _time_one_round(tried)
     of_a_client = a_round / _clients_per_round(tried.scenario)
     seconds = sum(of_a_client * _clients_per_round(cell.scenario) * cell.scenario.rounds for cell in waiting)
-    later = "" if tried.scenario.continual is None else ", nor is what later tasks cost"
-    basis = f"one round of the cell '{tried.label}' took {a_round:.1f} s; cells that cost more or less than"
-    basis += f" this one are not known yet{later}, and loading and starting come on top"
+    others = "other cells" if tried.scenario.continual is None else "other cells and later tasks"
+    basis = f"one round of the cell '{tried.label}' took {a_round:.1f} s; {others} may take more or less,"
+    basis += " and loading and starting are not counted"
     return seconds, basis
 
 
 def _clients_per_round(scenario: Scenario) -> int:
-    """Return how many clients train in a round; an asynchronous one is over after so many uploads."""
+    """Return how many clients train in a round; an asynchronous round ends after that many uploads."""
     if scenario.asynchronous is not None:
         return scenario.asynchronous.buffer
     return scenario.clients_per_round or scenario.data.clients
@@ -83,7 +83,7 @@ class _FirstRounds(RunObserver):
 
 
 def _time_one_round(cell: Cell) -> float:
-    """Return the seconds of a cell's first round, or second if asynchronous: all train in its first."""
+    """Return the seconds of a cell's first round; if asynchronous, of its second: all train in the first."""
     with tempfile.TemporaryDirectory() as folder:
         tried = cell.scenario.model_copy(update={"evaluate_every": 1, "tracking": Tracking()})
         first = _FirstRounds(1 if tried.asynchronous is None else min(2, tried.rounds))
@@ -92,4 +92,4 @@ def _time_one_round(cell: Cell) -> float:
         return first.seconds
     if outcome.status == "interrupted":
         raise KeyboardInterrupt
-    raise RunFailed(f"cell '{cell.label}' fails in its first round: {outcome.error}")
+    raise RunFailed(f"cell '{cell.label}' failed in its first round: {outcome.error}")

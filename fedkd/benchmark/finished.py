@@ -21,7 +21,7 @@ def seal(folder: Path) -> None:
 
 
 def unseal(folder: Path) -> None:
-    """Remove the digests of a run that goes on."""
+    """Remove the digests of a run that continues."""
     (folder / DIGESTS).unlink(missing_ok=True)
 
 
@@ -47,13 +47,13 @@ def _examined(folder: Path) -> tuple[dict[str, Any] | None, str | None]:
     tables = (found.get("final"), found.get("continual") or {})
     whole = found.get("status") == "done" and isinstance(found.get("seconds"), int | float)
     if not whole or not all(isinstance(table, Mapping) for table in tables):
-        return None, f"{SUMMARY_FILE} is not that of a run that is done"
+        return None, f"{SUMMARY_FILE} is not that of a finished run"
     changed = _changed(folder)
     return (None, changed) if changed else (found, None)
 
 
 def _changed(folder: Path) -> str | None:
-    """Return which file of a finished run is not what was written; None: all are."""
+    """Return which file of a finished run has changed since it was written; None: no file."""
     try:
         digests = parse_json((folder / DIGESTS).read_bytes())
     except FileNotFoundError:  # no bench finished it

@@ -15,10 +15,10 @@ SHOWN_VALUES = 4  # values of a key that a message names at most
 
 
 def check_folder(cells: Sequence[Cell], folder: Path) -> None:
-    """Refuse a folder with runs of another bench; more seeds, values and variants only add cells."""
+    """Refuse a folder with runs of another bench; new seeds, values and variants only add cells."""
     try:
         found = sorted((folder / "runs").iterdir())
-    except OSError:  # not there yet, or unreadable: writing there says so
+    except OSError:  # missing yet, or unreadable: writing there reports it
         return
     names = {cell.folder_name for cell in cells}
     strangers = [path for path in found if path.name not in names and (path / SCENARIO_FILE).is_file()]
@@ -28,7 +28,7 @@ def check_folder(cells: Sequence[Cell], folder: Path) -> None:
     told = (
         f"{folder} holds {runs} of another bench: {_difference(strangers[0], cells)}; choose another folder"
     )
-    told += f" with --out, or remove what is not to be kept, such as {strangers[0]}"
+    told += f" with --out, or remove the runs that you do not need, such as {strangers[0]}"
     raise UserError(told, key="--out")
 
 

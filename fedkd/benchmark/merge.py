@@ -1,4 +1,4 @@
-"""Scenario keys in a bench file: one rule for all tables, whether keys are dotted, quoted or nested."""
+"""Scenario keys in a bench file: one rule for dotted, quoted and nested keys in all tables."""
 
 from collections.abc import Mapping
 from copy import deepcopy
@@ -51,7 +51,7 @@ def value_at(tables: Any, key: str, missing: Any = None) -> Any:
 def merged(tables: Mapping[str, Any], *steps: Mapping[str, Any]) -> dict[str, Any]:
     """Return a copy of `tables` with the changes of all `steps` applied, one key at a time.
 
-    A number steps into a list (``clients.0.model``). A step into a single value is a `UserError`.
+    A number steps into a list (``clients.0.model``). A step into a single value raises `UserError`.
     """
     result = deepcopy(dict(tables))
     for key, value in [pair for changes in steps for pair in flatten(changes).items()]:

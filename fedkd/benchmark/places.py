@@ -24,14 +24,14 @@ MARK = ".nodes.tmp"  # a file beside the run folders while nodes look for it
 
 @dataclass(frozen=True)
 class NodeReport:
-    """The SHA-256 of a cell's data on a node, or its trouble there, as the end of a sentence."""
+    """The SHA-256 of a cell's data on a node, or a problem there, worded as the end of a sentence."""
 
     trouble: str = ""
     data: str = ""
 
 
 def inspect_node(scenario_json: str, folder: str | None = None) -> NodeReport:
-    """Return a cell's data or trouble on this machine; `MARK` must be visible among the run folders."""
+    """Return a cell's data or problem on this machine, which must see `MARK` among the run folders."""
     if folder is not None and not (Path(folder) / MARK).is_file():
         return NodeReport(f"does not see {folder}; put the bench on a disk that all nodes share")
     try:
@@ -78,7 +78,7 @@ def check_all_nodes(
         if place.trouble:
             raise UserError(f"node {node.name} {place.trouble}", key="engine.address")
         if place.data != data:
-            raise UserError(f"node {node.name} has other data than there are here", key="engine.address")
+            raise UserError(f"node {node.name} has other data than this machine", key="engine.address")
 
 
 def _ask(
@@ -93,7 +93,7 @@ def _ask(
         look.options(num_cpus=0, max_retries=0, scheduling_strategy=place).remote(job, folder)
         for place, job in pinned
     ]
-    late, lost = f"of {len(waiting)} answers of nodes did not come", "a node was lost before the first cell"
+    late, lost = f"of {len(waiting)} checks of nodes did not end", "a node was lost before the first cell"
     return await_all(waiting, engine, cluster, lambda left: f"{left} {late}", lost)
 
 

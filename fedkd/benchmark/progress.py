@@ -1,4 +1,4 @@
-"""Progress of a bench or a search: a live display on a terminal, else plain lines, nothing if quiet."""
+"""Progress of a bench or search: a live display on a terminal, else plain lines; nothing if quiet."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class BenchProgress:
         self._usual = 0.0
 
     def add(self, cells: Sequence[Cell], known: int) -> None:
-        """Add cells to run; `known` counts them and those that are done, all unknown so far."""
+        """Add cells to run; `known` is the number of unknown cells that they and finished ones replace."""
         self._waiting |= dict.fromkeys(cells)
         self.already_done += known - len(cells)
         self._unknown -= known

@@ -22,7 +22,7 @@ LEARNER = ("continual", "continual!", "continual.learner", "continual.learner!")
 
 
 def add_reference_metrics(finished: Sequence[FinishedCell], axes: Sequence[Axis]) -> list[FinishedCell]:
-    """Return the cells, in order, with the metrics of those that are done relative to their references."""
+    """Return the cells, in order; finished ones get metrics relative to their references."""
     changed = {axis.name: {key for level in axis.levels for key in level.changes} for axis in axes}
     shared = [name for name, keys in changed.items() if keys.isdisjoint(LEARNER)]
     siblings: defaultdict[Hashable, list[FinishedCell]] = defaultdict(list)
@@ -30,7 +30,7 @@ def add_reference_metrics(finished: Sequence[FinishedCell], axes: Sequence[Axis]
         cell = finished_cell.cell
         if cell.scenario.continual is not None:
             levels = tuple(cell.levels[name].label for name in shared)
-            # Variants may change more than the learner: other tasks or samples are no reference.
+            # Variants may change more than the learner; a reference has the same tasks and samples.
             siblings[cell.seed, levels, data_key(cell.scenario)].append(finished_cell)
     relative: dict[str, dict[str, float]] = {}
     for cells in siblings.values():

@@ -18,7 +18,7 @@ from fedkd.continual import TaskHistory
 from fedkd.errors import UserError
 from fedkd.plan import build_schedule
 from fedkd.plugins import require_package
-from fedkd.report import Curve, StudyRun
+from fedkd.report import TEST_SAMPLES, Curve, StudyRun
 from fedkd.scenario import Scenario, accuracy_name, evaluation_protocols
 from fedkd.storage import atomic_replacement
 from fedkd.tracking import METRICS_FILE, read_metrics, read_timings
@@ -55,7 +55,7 @@ class FinishedCell:
 
 
 def collect(cells: Sequence[Cell], folder: Path, outcomes: Mapping[Cell, CellOutcome]) -> list[FinishedCell]:
-    """Return all cells with their outcomes; those without one were done before, or never ran."""
+    """Return all cells with their outcomes; a cell without one was done before, or never ran."""
     finished = []
     for cell in cells:
         summary = read_summary(folder / cell.folder_name)
@@ -65,7 +65,7 @@ def collect(cells: Sequence[Cell], folder: Path, outcomes: Mapping[Cell, CellOut
 
 
 def chance_line(done: Sequence[FinishedCell]) -> str | None:
-    """Return a line about cells whose clients ended a task, or the run, at chance; None: there are none."""
+    """Return a line about cells whose clients ended a task or the run at chance; None: no such cell."""
     found = [
         (cell.cell.label, len({told["client"] for told in cell.summary["at_chance"]}))
         for cell in done
@@ -77,7 +77,7 @@ def chance_line(done: Sequence[FinishedCell]) -> str | None:
     more = f" and {len(found) - CELLS_NAMED} more" if len(found) > CELLS_NAMED else ""
     return (
         f"warning: in {len(found)} of {len(done)} cells clients were no better than the majority class on"
-        f" their training samples: {', '.join(named)}{more}; their summary.json says who, as at_chance"
+        f" their training samples: {', '.join(named)}{more}; see at_chance in their summary.json"
     )
 
 
@@ -224,7 +224,7 @@ def study_run(cell: FinishedCell, axes: Sequence[Axis]) -> StudyRun:
     curves: dict[str, list[tuple[int, float]]] = {}
     for row in of_all:
         curves.setdefault(f"{row['metric']}_{row['split']}", []).append((row["round"], row["value"]))
-    last = {name: curve[-1][1] for name, curve in curves.items()}
+    last = {name: curve[-1][1] for name, curve in curves.items() if name != TEST_SAMPLES}
     # A learner's own metrics belong to the task that has just ended.
     said = {f"{row['metric']}_train": row["value"] for row in of_tasks if row["split"] == "train"}
     return StudyRun(
@@ -240,7 +240,7 @@ def study_run(cell: FinishedCell, axes: Sequence[Axis]) -> StudyRun:
 
 
 def _means(cell: FinishedCell) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Return the numeric rows of the federation's means: those of no task, and those of tasks."""
+    """Return the numeric rows of the federation's means: without a task, and of tasks."""
     with (cell.folder / METRICS_FILE).open(
         "rb"
     ) as lines:  # most are of single clients: the others are parsed

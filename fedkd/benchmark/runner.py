@@ -96,9 +96,10 @@ class BenchResult:
 def plan_bench(
     path: str | Path, overrides: Sequence[str] = (), out: str | Path | None = None, *, plug_ins: bool = True
 ) -> BenchPlan:
-    """Read a bench file and resolve every cell; a mistake or runs of another bench are a `UserError`.
+    """Read a bench file and resolve every cell.
 
-    Without `plug_ins` none is imported, and the plan can only be described.
+    A mistake, or runs of another bench in the folder, raise `UserError`. Without `plug_ins` none is imported,
+    and the plan can only be described.
     """
     bench = load_bench(path, overrides)
     axes = make_axes(bench)
@@ -124,8 +125,8 @@ def bench(
         overrides: ``key=value`` texts of ``--set``.
 
     Raises:
-        UserError: The bench cannot be run as it is; nothing has run.
-        Interrupted: Stopped by a signal; the same call goes on.
+        UserError: The bench has a mistake; nothing has run.
+        Interrupted: Stopped by a signal; the same call continues.
     """
     plan = plan_bench(path, overrides, out)
     waiting = plan.waiting()
@@ -189,7 +190,7 @@ def study_of(
 
 
 def partial_study(folder: Path) -> Study | None:
-    """Return the study of a bench folder's finished cells; None: the present study has them all."""
+    """Return the study of a bench folder's finished cells; None: `study.json` has them all."""
 
     def written(path: Path) -> int:
         try:
@@ -232,7 +233,7 @@ def describe_plan(plan: BenchPlan) -> Iterator[str]:
         yield f"cells  {len(plan.cells)} → {plan.folder}"
         yield from (f"  {cell.label}" for cell in plan.cells)
         told = ", ".join(f"{key} = {toml_value(name)}" for key, name in plan.unopened.items())
-        yield f"unchecked  which cells are done, and how long the rest takes: not without {told}"
+        yield f"unchecked  finished cells and the time left, which need {told}"
         return
     damages = {cell: find_damage(plan.runs / cell.folder_name) for cell in plan.waiting()}
     done = len(plan.cells) - len(damages)

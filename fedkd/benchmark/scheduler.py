@@ -29,11 +29,11 @@ from fedkd.simulation import check_models_and_exchange
 from fedkd.storage import write_text_atomically
 from fedkd.tracking import check_loggers, explain_disk_errors, lock_run_folder
 
-GO_ON = "cells that are done stay so; go on with the same command"
+GO_ON = "finished cells are kept; go on with the same command"
 Jobs = Mapping[Cell, tuple[str, str]]
 """Cell to its scenario as JSON and its run folder: the arguments of `run_cell`."""
 Work = Callable[[str, str, float | None], CellOutcome]
-"""Runs a job, called with its GPUs as well: `run_cell` or similar; workers receive it."""
+"""Runs a job on its GPUs, like `run_cell`; workers receive it."""
 
 
 class CellCheck:
@@ -83,12 +83,14 @@ class Scheduler:
         work: Work = run_cell,
         damaged: Callable[[Path], str | None] = find_damage,
     ) -> dict[Cell, CellOutcome]:
-        """Check cells, then run them; a damaged cell begins anew. A signal raises `KeyboardInterrupt`."""
+        """Check cells, then run them; a damaged cell starts again. A signal raises `KeyboardInterrupt`."""
         self._check.check(cells)
         for cell in cells:
             folder = self._runs / cell.folder_name
             if reason := damaged(folder):
-                self.progress.message(f"{cell.label} is damaged and runs anew: {reason} (runs/{folder.name})")
+                self.progress.message(
+                    f"{cell.label} is damaged and runs again: {reason} (runs/{folder.name})"
+                )
                 shutil.rmtree(folder)
         jobs = {cell: (cell.scenario.model_dump_json(), str(self._runs / cell.folder_name)) for cell in cells}
         if self._parallel:
@@ -102,7 +104,7 @@ class Scheduler:
         return outcomes
 
     def close(self) -> None:
-        """Stop the workers and give back the terminal."""
+        """Stop the workers and release the terminal."""
         self._stack.close()
         self.progress.closed()
 
@@ -111,7 +113,7 @@ class Scheduler:
 def open_scheduler(
     folder: Path, file: str, dumped: tuple[str, str], parallel: bool, progress: Callable[[], BenchProgress]
 ) -> Iterator[Scheduler]:
-    """Hold the folder of a bench or a search while its cells run.
+    """Lock the folder of a bench or a search while its cells run.
 
     `dumped` is the name and the text of the file that describes it. A signal raises `Interrupted`.
     """
@@ -133,7 +135,7 @@ def open_scheduler(
 
 
 def run_in_turn(jobs: Jobs, progress: BenchProgress, work: Work = run_cell) -> dict[Cell, CellOutcome]:
-    """Run jobs one after the other; return the outcomes of those that ran. Ctrl-C starts no other job."""
+    """Run jobs one after the other until Ctrl-C; return the outcomes of those that ran."""
     progress.slots(1)
     outcomes: dict[Cell, CellOutcome] = {}
     for cell, (scenario_json, folder) in jobs.items():
@@ -156,7 +158,7 @@ class RayRunner:
         self._running: dict[Any, Cell] = {}
 
     def run(self, jobs: Jobs, work: Work = run_cell) -> dict[Cell, CellOutcome]:
-        """Run jobs; after a signal running ones save their state, after a second one they stop."""
+        """Run jobs; after a signal running jobs save their state, after a second one they stop."""
         import ray
 
         watch = self._cluster.watch
@@ -200,7 +202,7 @@ class RayRunner:
         import ray
 
         nothing: Any = ray.remote(_nothing).options(**options)
-        told = "no process for cells came up"
+        told = "no worker process started"
         await_all([nothing.remote()], self._engine, self._cluster, lambda _: told, told)
 
     def _collect(self, stopping: bool) -> dict[Cell, CellOutcome]:

@@ -71,26 +71,26 @@ class BenchFile(ExperimentFile):
     """The cells of a bench and their comparison.
 
     In every table of scenario keys (`set`, `grid`, a variant, `baseline`), `"a.b" = 1`, `a.b = 1` and
-    `a = { b = 1 }` mean the same: this one key; its neighbours keep their values. A key that ends in `!`
-    replaces the whole table: `"fusion!" = { strategy = "fedmd" }`.
+    `a = { b = 1 }` set the same single key. Its neighbours keep their values. A key that ends in `!` replaces
+    the whole table: `"fusion!" = { strategy = "fedmd" }`.
 
-    Hyper-parameters belong to their strategy or learner: a cell with another one than the base drops the
-    base's. Those of this file stay, and a strategy that does not know one refuses the cell. An unused key is
-    left out if an axis makes it moot, and refused otherwise.
+    Hyper-parameters belong to their strategy or learner: a cell with another one drops the base's values.
+    Values of this file stay, and a strategy refuses a cell with a key that it does not have. A key that an
+    axis makes useless is left out; any other unused key is refused.
     """
 
     seeds: Seeds = 3
     """Every cell runs once with each of these seeds; a number n means 1, 2, …, n."""
     baseline: dict[str, Any] = Field(default_factory=dict)
-    """Axis to value: the cells that the others are compared with, paired by seed and by all other axes."""
+    """Axis to value: the cells that all others are compared with, paired by seed and all other axes."""
     metrics: Annotated[list[str], Field(min_length=1)] | None = None
     """Metrics of the table and the figures: `METRIC_SPLIT` of the last round, averaged over clients
     (`accuracy_before_fusion_local`, `accuracy_local` after fusion, `loss_global`, `fusion_gain_local`,
     `loss_train`, …), `bytes_up`, `bytes_down`, `seconds`, or a continual metric of the summary
     (`average_accuracy_task_incremental`, `bwt`, `forgetting`, `stored_bytes_per_task`, …).
-    `intransigence` and `gain_over_single` are there where the learners `joint` and `single` are among those
-    compared. Absent: accuracies before and after fusion; where cells learn a stream of tasks, average
-    accuracies with and without the task given, `bwt`, `forgetting`, bytes stored, `seconds`."""
+    `intransigence` and `gain_over_single` need the learners `joint` and `single` among the compared cells.
+    Absent: accuracies before and after fusion. For streams of tasks: average accuracies with and without the
+    task given, `bwt`, `forgetting`, bytes stored, `seconds`."""
     grid: dict[str, Any] = Field(default_factory=dict)
     """Axes: scenario key to the list of its values."""
     variants: dict[str, dict[str, dict[str, Any]]] = Field(default_factory=dict)
@@ -214,7 +214,7 @@ def check_base_and_seeds(spec: ExperimentFile) -> None:
     """Check for one base scenario and distinct seeds."""
     if (spec.base is None) == (spec.scenario is None):
         given = "both are given" if spec.base else "neither is given"
-        raise UserError(f"needs the base scenario, as base or as [scenario]; {given}", key="base")
+        raise UserError(f"needs one base scenario, as base or as [scenario]; {given}", key="base")
     if isinstance(spec.seeds, list) and len(set(spec.seeds)) < len(spec.seeds):
         raise UserError(f"must be different, got {spec.seeds}", key="seeds")
 
@@ -229,7 +229,7 @@ def _check_metrics(metrics: list[str]) -> None:
             raise UserError(f"no metric '{name}'; did you mean '{near[0]}'?", key="metrics")
         if name not in known and not name.endswith(("_local", "_global", "_train")):
             told = f"no metric '{name}'; allowed: METRIC_local, METRIC_global, METRIC_train, bytes_up,"
-            told += " bytes_down, seconds, and of streams average_accuracy, bwt, forgetting, …"
+            told += " bytes_down, seconds; for streams average_accuracy, bwt, forgetting, …"
             raise UserError(told, key="metrics")
     if len(set(metrics)) < len(metrics):
         raise UserError(f"must be different, got {metrics}", key="metrics")

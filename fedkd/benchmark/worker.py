@@ -26,7 +26,7 @@ class CellOutcome:
     status: Status  # an interrupted cell can be resumed; a trial behind the others is pruned
     seconds: float = 0.0
     error: str = ""
-    diverged: bool = False  # training led to infinite numbers, or to none
+    diverged: bool = False  # training led to infinity or NaN
     told: str = ""  # a remark for the display
 
 
@@ -71,7 +71,7 @@ def run_cell(
 
 
 def _keep(folder: Path, text: str) -> None:
-    with suppress(OSError):  # on a full disk, the outcome alone says so
+    with suppress(OSError):  # on a full disk, only the outcome reports it
         folder.mkdir(parents=True, exist_ok=True)
         if not (folder / ERROR_FILE).exists():  # the runner has written the traceback of a client
             printable = text.encode(errors="backslashreplace").decode()

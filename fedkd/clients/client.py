@@ -43,10 +43,10 @@ EFFECT = "effect/"
 class Client(StrategyView):
     """Train, upload knowledge, learn from guidance, evaluate.
 
-    Every draw derives from (seed, purpose, client, round). So the state between two messages is that of the
-    parts, the strategy's arrays and the round of the last guidance. Trainings are coroutines of jobs (see
-    `fedkd.training.executor`), so that several clients can train together. `poison` is None for an honest
-    client, `stream` where there are no tasks.
+    Every draw derives from (seed, purpose, client, round). So the state between two messages consists of the
+    states of the parts, the strategy's arrays, and the round of the last guidance. Trainings are coroutines
+    of jobs (see `fedkd.training.executor`), so that several clients can train together. `poison` is None for
+    an honest client, `stream` is None without tasks.
 
     Attributes:
         evaluated: True if its accuracy before fusion is measured.
@@ -77,7 +77,7 @@ class Client(StrategyView):
 
     @property
     def workplace(self) -> object:
-        """The model that clients of this process share, or the client itself: one training at a time."""
+        """The process's shared model, or the client itself; only one training at a time may use it."""
         shared = self.trainer.shared if isinstance(self.trainer, NetworkTrainer) else None
         return self if shared is None else shared
 
@@ -126,14 +126,14 @@ class Client(StrategyView):
         if self.strategy.capabilities.sends == "nothing":
             return {}
         arrays = self.strategy.upload(self.at(round, request))
-        check_arrays(arrays, f"what `upload` of '{self.scenario.fusion.strategy}' returned")
+        check_arrays(arrays, f"the result of `upload` of '{self.scenario.fusion.strategy}'")
         self.fit = None  # its initial weights are no longer needed
         return self.sent(arrays, self.strategy.kinds_of(arrays), round)
 
     def sent(
         self, arrays: dict[str, np.ndarray], kinds: Mapping[str, Kind], round: int
     ) -> dict[str, np.ndarray]:
-        """Return arrays of some kinds after the client's half of all stages of an upload."""
+        """Return arrays of some kinds after the client's half of all upload stages."""
         return encode(self._stages, arrays, kinds, lambda purpose: self._draws.numpy(purpose, round))
 
     def sketch(self, round: int, bases: Arrays) -> dict[str, np.ndarray]:

@@ -33,8 +33,8 @@ from fedkd.training import make_executor, prepare_inputs, prepare_model, resolve
 class ClientFactory:
     """Makes the clients of one process.
 
-    Clients share a model where every message brings weights (one model per place of joint training), and
-    clients of one architecture where samples are pooled.
+    If every message brings weights, clients share one model per place of joint training. Centralized clients
+    share one model per architecture.
     """
 
     def __init__(self, plan: Plan, data: Data) -> None:
@@ -113,7 +113,7 @@ class ClientFactory:
 
     def _own_model(self, index: int) -> object:
         """Return a client's own model before any training."""
-        # Weights can be averaged, and masks compared, only among networks that began alike.
+        # Averaged weights and compared masks need networks with the same initial weights.
         alike = bool(self.plan.capabilities.needs & {"weights", "masks"})
         seed = self.plan.scenario.seed
         model = self._models[index].make(

@@ -27,14 +27,14 @@ class TrainingSplit:
 
 
 def selection_holdout_share(plan: Plan) -> float | None:
-    """Return the share of training samples that a client holds out to choose by; None: none."""
+    """Return the share of training samples that a client holds out for its choices; None: none."""
     chooses = plan.scenario.fusion.logit_adjustment == "auto" or plan.capabilities.trials > 0
     wanted = plan.scenario.training.held_out or (HELD_OUT if chooses else 0.0)
     return max(wanted, plan.capabilities.held_out_share) or None
 
 
 def network_holdout_share(plan: Plan) -> float | None:
-    """Return the share that a client with a network holds out, to choose or to stop by; None: none."""
+    """Return the share that a client with a network holds out, for choices or early stopping; None: none."""
     stopping = plan.scenario.training.early_stopping
     return max(selection_holdout_share(plan) or 0.0, 0.0 if stopping is None else stopping.validation) or None
 

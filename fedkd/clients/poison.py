@@ -23,7 +23,7 @@ class Poison:
         return classes - 1 - labels if self.kind == "flipped" else labels
 
     def fake(self, kind: Kind, values: np.ndarray, generator: np.random.Generator) -> np.ndarray:
-        """Return the fake in place of honest values; some kinds, such as indices, stay valid."""
+        """Return fake values in place of honest ones; some kinds, such as indices, stay valid."""
         if self.kind == "flipped" or kind.is_honest:
             return values
         if kind.is_logits_of_samples and self.kind == "imitation":

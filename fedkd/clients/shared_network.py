@@ -9,7 +9,7 @@ T = TypeVar("T")
 
 
 class Measured:
-    """Measurements that depend only on weights that all clients of a process have."""
+    """Measurements that depend only on the common weights of a process's clients."""
 
     def __init__(self) -> None:
         self._round = -1

@@ -68,7 +68,7 @@ class StrategyView:
 
     @property
     def networks(self) -> NetworkTrainer:
-        """The trainer of the client's networks; a `UserError` if its model is no network."""
+        """The trainer of the client's networks; an estimator raises `UserError`."""
         return self._network_trainer("network")
 
     def _network_trainer(self, what: str) -> NetworkTrainer:
@@ -169,7 +169,7 @@ class StrategyView:
         return found
 
     def _needs(self, what: str, need: str) -> TypeError:
-        return TypeError(f"'{self.strategy.name}' asks for {what}, so \"{need}\" has to be among its `needs`")
+        return TypeError(f"'{self.strategy.name}' uses {what}, so its `needs` must include \"{need}\"")
 
     @property
     def learned(self) -> tuple[int, ...]:

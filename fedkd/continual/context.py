@@ -37,7 +37,7 @@ class LearnerContext:
             so they are not saved. Empty when an epoch begins; None outside of its steps.
         position: Place of the step in its epoch, from 0 to 1; None outside of an epoch's steps.
         drawn: Samples drawn ahead of the present step (see `FastSteps.draw`), or None.
-        common_tasks: A number of every task, the same on all clients that begin tasks alike.
+        common_tasks: A number for each task, the same on all clients with a common start.
     """
 
     def __init__(
@@ -85,19 +85,19 @@ class LearnerContext:
         return [*self.units, self._unit_of_label, self._closed]
 
     def samples(self, task: int | None = None) -> tuple[Tensor, Tensor]:
-        """Return training samples ``[n, *input_shape]`` and labels ``[n]`` of a task; None: the present one.
+        """Return a task's training samples ``[n, *input_shape]`` and labels ``[n]``; None: the present task.
 
         Only reference methods ask for an earlier task.
         """
         return self._samples(self.task if task is None else task)
 
     def generator(self, purpose: str, task: int | None = None) -> torch.Generator:
-        """Return a CPU generator of one purpose and task, always the same; None: the present task."""
+        """Return the CPU generator of a purpose and task; None: the present task."""
         index = self.task if task is None else task
         return torch_generator(self._seed, f"learner-{purpose}", client=self._client, task=index)
 
     def common_generator(self, purpose: str, task: int) -> torch.Generator:
-        """Return a `generator` that is the same on all clients, where they are to begin tasks alike."""
+        """Return a `generator` that is the same on all clients, for a common start of tasks."""
         if self._common_tasks is None:
             return self.generator(purpose, task)
         return torch_generator(self._seed, f"learner-{purpose}", task=self._common_tasks[task])
@@ -129,7 +129,7 @@ class LearnerContext:
         return F.cross_entropy(self._allowed(outputs, tasks), target, reduction=reduction)
 
     def correct(self, outputs: Tensor, labels: Tensor, tasks: Tensor) -> Tensor:
-        """Return how many are classified correctly, a scalar; arguments as in `cross_entropy`."""
+        """Return the number of correct predictions, a scalar; arguments as in `cross_entropy`."""
         guessed = self._allowed(outputs.detach(), tasks).argmax(dim=1)
         return (guessed == self.unit_of(labels, tasks)).sum()
 
@@ -138,7 +138,7 @@ class LearnerContext:
         return outputs[:, : self.outputs].float() + self._closed[tasks]
 
     def batches(self, count: int, size: int | None = None) -> Iterator[slice]:
-        """Yield slices that go through `count` samples in order, `size` or `batch_size` at a time."""
+        """Yield slices over `count` samples in order, `size` or `batch_size` at a time."""
         step = size or self.batch_size
         yield from (slice(start, start + step) for start in range(0, count, step))
 
@@ -153,7 +153,7 @@ class LearnerContext:
 
     @contextmanager
     def frozen(self) -> Iterator[None]:
-        """Evaluation mode for the length of a block, with gradients: for importances and subspaces."""
+        """Evaluation mode within a block, with gradients: for importances and subspaces."""
         with evaluation_mode(self.network), torch.enable_grad():
             yield
 

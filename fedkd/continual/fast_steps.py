@@ -24,7 +24,7 @@ class StepForm(Generic[L]):
         return learner.project(context, gradients)
 
     def end(self, learner: L, context: LearnerContext) -> None:
-        """Write pending changes in ``context.step_cache`` to the weights, after the last step of an epoch."""
+        """Write pending changes from ``context.step_cache`` to the weights, at the end of an epoch."""
 
 
 PLAIN: StepForm[Any] = StepForm()
@@ -51,7 +51,7 @@ class FastSteps:
 def step_form(learner: Learner, *, fast: bool = True) -> StepForm[Any]:
     """Return the fast form of a learner's steps, or the plain one.
 
-    A class that overrides what a form computes has no fast form, unless it declares one of its own.
+    A class that overrides a computation of the form falls back to the plain one, unless it declares its own.
     """
     if fast:
         for cls in type(learner).__mro__:

@@ -15,7 +15,7 @@ Tensors = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class LearnerTraits:
-    """Properties of a learner that decide with which strategies and scenarios it works."""
+    """Properties of a learner that decide its compatible strategies and scenarios."""
 
     isolates: bool = False
     """Each task has weights of its own, which an average over clients would overwrite."""
@@ -75,13 +75,12 @@ class Step:
 class Learner:
     """Base of every learner: a frozen dataclass whose fields are its hyper-parameters.
 
-    Local training and distillation call the same hooks, so a guarantee holds for both losses. The task is
-    always an argument. State lies in a `LearnerState` record over ``context.memory``. Further hooks are
-    mixins: `TaskParameters`, `Phases`, `StepObserver`, `OwnLoss`, `TaskInference`, `StateExchange`
-    (`fedkd.continual.mixins`), `Reopenable` (`fedkd.continual.reopened`) and `FastSteps`
-    (`fedkd.continual.fast_steps`).
+    Local training and distillation call the same hooks, so a guarantee holds for both losses. State lies in a
+    `LearnerState` record over ``context.memory``. Mixins add further hooks: `TaskParameters`, `Phases`,
+    `StepObserver`, `OwnLoss`, `TaskInference`, `StateExchange` (`fedkd.continual.mixins`), `Reopenable`
+    (`fedkd.continual.reopened`) and `FastSteps` (`fedkd.continual.fast_steps`).
 
-    A complete learner, in a file beside the scenario that says ``learner = "mine:Anchored"``::
+    A complete learner, in a file beside a scenario with ``learner = "mine:Anchored"``::
 
         class Anchors(LearnerState):
             anchor = Table()
@@ -112,7 +111,7 @@ class Learner:
 
     @classmethod
     def source(cls) -> str:
-        """Return paper and departure for people; empty for a method of fedkd's own."""
+        """Return paper and departure in words; empty for fedkd's own methods."""
         return "; ".join(text for text in (cls.paper, cls.source_note) if text)
 
     @classmethod
@@ -148,14 +147,14 @@ class Learner:
     def project(self, context: LearnerContext, gradients: Tensors) -> Tensors:
         """Return the new gradients of `trainable` tensors, same names and shapes.
 
-        The hook may change gradients in place. Tensors that the loss does not use have no gradient.
+        The hook may change gradients in place. Tensors unused by the loss have no gradient.
         """
         return gradients
 
     def project_update(self, context: LearnerContext, changes: Tensors) -> Tensors:
         """Return the new changes of `trainable` tensors in a step, with the trait `projects_updates`.
 
-        Changes that are not returned stay. By default changes are projected like gradients.
+        Omitted changes stay. By default changes are projected like gradients.
         """
         return self.project(context, changes)
 
@@ -169,7 +168,7 @@ class Learner:
     def predict(self, context: LearnerContext, model: TaskModel, x: Tensor) -> Tensor:
         """Return the outputs ``[B, O]`` of an evaluation; the largest of the permitted units wins.
 
-        Uploads and distillation use the model's own outputs. The model is in evaluation mode, of the samples'
-        task if given, else of the last.
+        Uploads and distillation use the model's own outputs. The model is in evaluation mode, for the
+        samples' task if it is given, otherwise for the last task.
         """
         return model.outputs(x)

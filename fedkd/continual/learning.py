@@ -47,8 +47,7 @@ PHASE = "phase"
 class TaskLearning:
     """Local training and distillation of a client's network by a learner.
 
-    It applies effective parameters, penalties, filters of gradients and updates, phases, and statistics
-    of normalisation layers by task.
+    It applies effective parameters, penalties, projections, phases, and each task's normalisation statistics.
     """
 
     def __init__(self, learner: Learner, context: LearnerContext, *, fast: bool = True) -> None:
@@ -71,7 +70,7 @@ class TaskLearning:
         return self.context.task
 
     def enter(self, task: int) -> None:
-        """Begin a task, unless it is under way; tasks in between begin and end on the way."""
+        """Begin a task if it has not begun; skipped tasks begin and end first."""
         while self.context.task < task:
             if self.context.task > self.ended:
                 self.end()
@@ -84,7 +83,7 @@ class TaskLearning:
             self._track_peak()
 
     def end(self) -> None:
-        """End the task under way, unless it has been."""
+        """End the present task if it has not ended."""
         context = self.context
         if self.ended >= context.task:
             return
@@ -100,11 +99,11 @@ class TaskLearning:
         self.peak_bytes = max(self.peak_bytes, self.context.stored_bytes())
 
     def knows(self, task: int) -> bool:
-        """Return whether a task has been met; only such tasks can be inferred."""
+        """Return whether a task has begun; task inference is limited to such tasks."""
         return task <= self.context.task
 
     def model(self, task: int | None = None) -> TaskModel:
-        """Return the network as it is for a task; None: the present one."""
+        """Return the network for a task; None: the present task."""
         chosen = max(self.context.task, 0) if task is None else task
         units = self.context.units[chosen]
         every = len(units) == self.context.outputs and extra_outputs(self.learner) == 0
@@ -120,7 +119,7 @@ class TaskLearning:
         return self._completed(task, task_parameters_of(self.learner, self.context, task))
 
     def _completed(self, task: int, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Return effective parameters laid out as the network's own, with the statistics of their task."""
+        """Return effective parameters in the network's memory layout, with their task's statistics."""
         for name, kernel in self._kernels.items():
             if name in tensors:
                 # The layout of a convolution's weight decides the last bit of its sums.
@@ -132,14 +131,14 @@ class TaskLearning:
         return tensors
 
     def export_state(self, tasks: Sequence[int]) -> dict[str, np.ndarray]:
-        """Return the learner's arrays for a strategy made for it; empty without `StateExchange`."""
+        """Return the learner's arrays for its strategy; empty without `StateExchange`."""
         if not isinstance(self.learner, StateExchange):
             return {}
         with torch.no_grad():
             return tensors_to_arrays(self.learner.export_state(self.context, tasks))
 
     def import_state(self, arrays: Mapping[str, np.ndarray]) -> None:
-        """Hand the learner the arrays of such a strategy."""
+        """Hand the strategy's arrays to the learner."""
         if isinstance(self.learner, StateExchange):
             tensors = {
                 name: tensor.to(self.context.device) for name, tensor in arrays_to_tensors(arrays).items()
@@ -162,7 +161,7 @@ class TaskLearning:
         task_epochs: int,
         after_epoch: Callable[[], None] | None = None,
     ) -> Training[FitResult]:
-        """Train for some of the present task's epochs: one job for each phase that they belong to.
+        """Train for some of the present task's epochs, with one job per phase.
 
         Args:
             job: The job without a learner, on the client's samples, labels and, if the learner
@@ -177,17 +176,17 @@ class TaskLearning:
             part = replace(job, epochs=len(list(group)), seed=job.seed + len(results), optimizer_state=state)
             self._enter_phase(phase)
             results.append((yield from self._fit_phase(part, after_epoch, labelled=True)))
-            if state is not None:  # what this phase does not train may be trained in the next again
+            if state is not None:  # the next phase may train other tensors again
                 state = {**state, **(results[-1].optimizer_state or {})}
         return replace(merge_results(results), optimizer_state=state)
 
     def distil(self, job: TrainJob) -> Training[FitResult]:
-        """Train on guidance in the phase that the task is in."""
+        """Distil guidance in the task's present phase."""
         self._enter_phase(self.context.phase or self._phase_of(0, 1))
         return (yield from self._fit_phase(job))
 
     def teach_again(self, job: TrainJob, task: int) -> Training[FitResult | None]:
-        """Train an ended task on guidance, as far as the learner reopens it; None: it does not."""
+        """Distil guidance into an ended task that the learner reopens; None: it does not reopen it."""
         learner = self.learner
         if isinstance(learner, Reopenable):
             reopened = learner.reopen(self.context, task)
@@ -254,7 +253,7 @@ class TaskLearning:
 
     def state(self) -> dict[str, np.ndarray]:
         """Return the state besides the network, for an exact `restore`."""
-        # Copies: what is remembered may be changed in place while the state is still being written.
+        # Copies: memory may change in place while the state is being written.
         memory = self.context.memory.items()
         arrays = add_prefix(
             MEMORY, {name: np.array(v.detach().cpu().numpy(), order="C") for name, v in memory}

@@ -71,7 +71,7 @@ class TaskInference(ABC):
         """Return outputs ``[B, O]`` and the inferred tasks ``[B, T]`` bool; None: no task was inferred.
 
         A row has several tasks where the learner does not tell them apart. ``context.task`` and the model, in
-        evaluation mode, are of the last task; the samples' own task must play no part.
+        evaluation mode, belong to the last task. The samples' true task must have no influence.
         """
 
 

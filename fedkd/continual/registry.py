@@ -94,7 +94,7 @@ LEARNERS = Registry(
 def make_learner(name: str, hyperparameters: Mapping[str, Any], search: Sequence[str | Path] = ()) -> Learner:
     """Build a learner from the ``[continual]`` table of a scenario.
 
-    The name is built-in, or ``"pkg.mod:Class"``; Python files of the folders `search` may be named too.
+    The name is built-in, or ``"pkg.mod:Class"``. Modules may also be Python files in the folders `search`.
 
     Raises:
         UserError: No such learner, a class that is not one, an unknown key or a value out of range.
@@ -121,5 +121,5 @@ def load_learner_class(name: str, search: Sequence[str | Path] = ()) -> type[Lea
 def learner_hyperparameters(
     learner: str | type[Learner], search: Sequence[str | Path] = ()
 ) -> list[HyperParameter]:
-    """Return a learner's hyper-parameters in the order in which it declares them."""
+    """Return a learner's hyper-parameters in the order of declaration."""
     return hyperparameters_of(load_learner_class(learner, search) if isinstance(learner, str) else learner)

@@ -1,6 +1,6 @@
-"""Old tasks opened for distillation of later learners' knowledge: federated backward transfer.
+"""Old tasks reopened to distil from other clients that learn them later: federated backward transfer.
 
-A learner lets only those tensors change that no other task's guarantee depends on.
+Only tensors outside the guarantees of other tasks may change.
 """
 
 from abc import ABC, abstractmethod
@@ -43,7 +43,7 @@ class Reopened:
         return self.learner.project(self.context, gradients)
 
     def project_update(self, changes: Tensors) -> Tensors:
-        """Return a step's changes, where an optimiser leaves the space of the gradients; others stay."""
+        """Return a step's projected changes; omitted changes stay."""
         return {}
 
     def close(self) -> None:
@@ -55,7 +55,7 @@ class Reopenable(ABC):
 
     @abstractmethod
     def reopen(self, context: LearnerContext, task: int) -> Reopened | None:
-        """Return an ended task opened for guidance, or None. Changes must touch that task alone."""
+        """Return an ended task opened for guidance, or None; its changes must affect that task alone."""
 
 
 class ProjectedSteps:
@@ -99,7 +99,7 @@ class ProjectedSteps:
 
 
 class ReopenedRules(ProjectedSteps):
-    """The `StepRules` of teaching an old task; `substitutes` makes its parameters before every step."""
+    """The `StepRules` of distilling into an old task; `substitutes` makes its parameters."""
 
     idle = False
     kind: Hashable | None = None

@@ -77,7 +77,7 @@ class LearnerRules(ProjectedSteps):
         return [*context.tables, *remembered, *_tensors_in(cached)]
 
     def _prepare(self) -> None:
-        """Have the learner compute what the steps of an epoch have in common."""
+        """Have the learner compute the common results of an epoch's steps."""
         if self._context.step_cache is None:
             self._context.step_cache = {}
         if not leaves_steps_alone(self._learner):
@@ -139,7 +139,7 @@ class LearnerRules(ProjectedSteps):
 
 
 def _tensors_in(cached: Sequence[Any]) -> list[Tensor]:
-    """Return the tensors that a step takes out of what its learner keeps for an epoch."""
+    """Return the tensors that a step reads from its learner's step cache."""
     found: list[Tensor] = []
     for kept in tree_leaves(cached):
         if isinstance(kept, FactoredWeight):

@@ -1,4 +1,4 @@
-"""Output units of the classes that a client has met, for shared and separate units."""
+"""Output units of the classes that a client has seen, for shared and separate units."""
 
 import torch
 from torch import Tensor
@@ -18,7 +18,7 @@ class SeenState(LearnerState):
 
 
 def seen_units(context: LearnerContext) -> Tensor:
-    """Return which units are those of classes met in earlier tasks, ``[O]`` bool."""
+    """Return the units of classes seen in earlier tasks, ``[O]`` bool."""
     return _units(context, SeenState(context).met)
 
 
@@ -28,7 +28,7 @@ def noted_units(context: LearnerContext) -> Tensor:
 
 
 def note_present(context: LearnerContext) -> None:
-    """Remember the `present_units`, which steps then read without the samples."""
+    """Store the `present_units`, so that steps need no samples to read them."""
     SeenState(context).present = pack(present_units(context))
 
 
@@ -48,7 +48,7 @@ def present_units(context: LearnerContext) -> Tensor:
 
 
 def mark_seen(context: LearnerContext, units: Tensor) -> None:
-    """Remember further units ``[O]`` bool as met."""
+    """Mark further units ``[O]`` bool as seen."""
     SeenState(context).met = pack(seen_units(context) | units)
 
 

@@ -22,7 +22,7 @@ Key = str | int | tuple[str | int, ...]
 
 
 class TensorTable(MutableMapping[Key, Tensor]):
-    """The tensors of one kind in a learner's memory, by a name, a number, or several of them."""
+    """The tensors of one kind in a learner's memory, keyed by names and numbers."""
 
     def __init__(self, memory: dict[str, Tensor], kind: str) -> None:
         self._memory, self._kind = memory, kind

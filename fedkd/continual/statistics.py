@@ -1,4 +1,4 @@
-"""Running statistics of normalisation layers: one set for every task, the present one's in the network."""
+"""Running statistics of normalisation layers, one set per task; the network holds the present set."""
 
 import torch
 from torch import Tensor, nn
@@ -26,25 +26,25 @@ def statistics_names(network: nn.Module) -> tuple[str, ...]:
 
 
 def present_statistics(network: nn.Module) -> dict[str, Tensor]:
-    """Return the running statistics that a network has now: the buffers themselves."""
+    """Return a network's present running statistics: the buffers themselves."""
     buffers = dict(network.named_buffers())
     return {name: buffers[name] for name in statistics_names(network)}
 
 
 def reset_statistics(network: nn.Module) -> None:
-    """Let a task begin with the statistics of an untrained network."""
+    """Reset to the statistics of an untrained network."""
     for module in network.modules():
         if isinstance(module, NormWithStatistics):
             module.reset_running_stats()
 
 
 def keep_statistics(context: LearnerContext) -> None:
-    """Remember the network's statistics as those of the present task."""
+    """Store the network's statistics for the present task."""
     copies = {name: values.detach().clone() for name, values in present_statistics(context.network).items()}
     StatisticsState(context).statistics.put(copies, context.task)
 
 
 def recall_statistics(context: LearnerContext, task: int) -> dict[str, Tensor]:
-    """Return the statistics of a task that has been learned, by the names of the buffers."""
+    """Return the statistics of a learned task, by the names of the buffers."""
     statistics = StatisticsState(context).statistics
     return {name: statistics[task, name] for name in statistics_names(context.network)}

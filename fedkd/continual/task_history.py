@@ -1,4 +1,4 @@
-"""A client's course over a run: its tasks, and which it met early or late."""
+"""A client's course over a run: its tasks, and which came early or late."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ Course = Sequence[tuple[int | None, int, int]]
 
 @dataclass(frozen=True)
 class TaskHistory:
-    """The T tasks that a client learns, each once, in the order in which it meets them.
+    """The T tasks of a client, in order of learning.
 
     Attributes:
         tasks: Their places in the stream, `[T]`.
-        firsts: The round in which each is begun, `[T]`.
-        ends: The round in which each has been learned, `[T]`: the last of its first rounds; of the last
-            task the client's last round of all, also where tasks come back.
+        firsts: The first round of each task, `[T]`.
+        ends: The round at the end of each task, `[T]`. Where tasks come back, the first visit counts; the
+            last task ends with the client's last round.
     """
 
     tasks: tuple[int, ...]
@@ -40,7 +40,7 @@ class TaskHistory:
         return TaskHistory(tuple(met), firsts, (*ends[:-1], course[-1][2]))
 
     def place(self, task: int) -> int:
-        """Return the place of a task among those that the client learns; −1: it never meets it."""
+        """Return the place of a task in the client's course; −1: it is absent."""
         return self.tasks.index(task) if task in self.tasks else -1
 
 
@@ -50,10 +50,10 @@ def learned_tasks(
     history: Sequence[TaskHistory],
     models: Sequence[Hashable] | None = None,
 ) -> list[NDArray[np.bool_]]:
-    """Return which of its tasks every client learned, N times `[T]`.
+    """Return the learned tasks of each client, N times `[T]`.
 
-    `steps` are rows of local training losses: a client trained in their rounds. `models` is the model of
-    each client, `[N]`: clients with one model share what any has learned; None: each its own.
+    `steps` are rows of local training losses: a client trained in their rounds. `models` is the model of each
+    client, `[N]`: clients with the same model count as one learner; None: each its own.
     """
     stepped: list[set[int | None]] = [set() for _ in courses]
     for row in steps:
@@ -70,9 +70,9 @@ def learned_tasks(
 
 
 def early_and_late(history: Sequence[TaskHistory]) -> tuple[list[NDArray[np.bool_]], list[NDArray[np.bool_]]]:
-    """Return of which tasks every client is among the first, and among the last, N times `[T]` each.
+    """Return each client's tasks where it is among the first, and among the last, N times `[T]` each.
 
-    Of a task that all begin in the same round, all are first and none is last.
+    If all begin a task in the same round, all are first and none is last.
     """
     begins: dict[int, list[int]] = defaultdict(list)
     for own in history:

@@ -1,4 +1,4 @@
-"""A network for one task: its effective parameters, read through its output units."""
+"""A network for one task, with its effective parameters and output units."""
 
 from collections.abc import Mapping
 from typing import Any, ClassVar
@@ -12,7 +12,7 @@ from fedkd.storage import add_prefix, strip_prefix
 class TaskModel(nn.Module):
     """The model of a task, for losses, strategies and evaluations.
 
-    A learner never changes the module: substitutes stand in for its tensors for the length of a call.
+    A learner never changes the module: substitutes replace its tensors during a call.
 
     Args:
         units: Output units ``[C_t]`` that the task's labels index into; None: all of them.
@@ -35,13 +35,13 @@ class TaskModel(nn.Module):
         self._last: tuple[Tensor, Tensor] | None = None
 
     def substitute(self, tensors: Mapping[str, Tensor]) -> None:
-        """Take other effective parameters from now on."""
+        """Replace the effective parameters."""
         self.substitutes = dict(tensors)
         self.notes.clear()
         self._last = None
 
     def outputs(self, x: Tensor) -> Tensor:
-        """Return all outputs ``[B, O]``; those of the last call's samples are not computed again."""
+        """Return all outputs ``[B, O]``; the last call's are cached."""
         if self._last is None or self._last[0] is not x:
             self._last = (x, self._call(self.network, self.substitutes, x))
         return self._last[1]

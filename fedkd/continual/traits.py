@@ -8,12 +8,12 @@ AnyLearner = Learner | type[Learner]
 
 
 def has(learner: AnyLearner, *mixins: type) -> bool:
-    """Return whether a learner, or a class of learners, has one of some mixins."""
+    """Return whether a learner, or its class, has any of some mixins."""
     return issubclass(learner if isinstance(learner, type) else type(learner), mixins)
 
 
 def traits_of(learner: AnyLearner) -> LearnerTraits:
-    """Return the declared traits, under the hyper-parameters where there are some."""
+    """Return the declared traits, for an instance under its hyper-parameters."""
     return learner.traits if isinstance(learner, type) else learner.configured_traits()
 
 
@@ -23,7 +23,7 @@ def trains_on_old_tasks(learner: AnyLearner) -> bool:
 
 
 def changes_training(learner: AnyLearner) -> bool:
-    """Return whether local training uses other samples, or another loss, than without a learner."""
+    """Return whether the learner changes the samples or the loss of local training."""
     return trains_on_old_tasks(learner) or has(learner, OwnLoss)
 
 
@@ -48,13 +48,13 @@ def predicts_by_weights(learner: AnyLearner) -> bool:
 
 
 def leaves_steps_alone(learner: AnyLearner) -> bool:
-    """Return whether a training step is that of plain training."""
+    """Return whether training steps are those of plain training."""
     hooks = learner.overrides("trainable", "penalty", "project", "project_update")
     return not (hooks or tells_tasks_apart(learner) or has(learner, StepObserver))
 
 
 def reopening_obstacle(learner: AnyLearner) -> str | None:
-    """Return the reason why no old task is reopened, as a predicate of the learner; None: some may be."""
+    """Return the reason against reopening old tasks, as a predicate; None: some may be reopened."""
     if trains_on_old_tasks(learner):
         return "trains on the samples of old tasks anyway"
     traits = traits_of(learner)

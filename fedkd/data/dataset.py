@@ -1,4 +1,4 @@
-"""A labelled data set in memory, with a train split and a test split."""
+"""A labelled data set in memory, with a train and a test split."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -52,22 +52,22 @@ def dataset_from_arrays(
     integers: bool = False,
     key: str = "data.args",
 ) -> Dataset:
-    """Check a user's arrays and bring them into the form of a `Dataset`; a mistake is a `UserError`.
+    """Check a user's arrays and return a `Dataset`; invalid arrays raise a `UserError`.
 
     Images may be [n, H, W], [n, C, H, W] or, with 1 or 3 channels, [n, H, W, C]; labels are integers, [n] or
-    [n, 1]. Other types than uint8 become float32; with `integers`, other integers become int64. Without
-    `class_names` the classes are the labels 0..C-1, each of which must occur.
+    [n, 1]. Types other than uint8 become float32; with `integers`, other integers become int64. Without
+    `class_names` the classes are the labels 0..C-1, and each must occur.
     """
     x, test = _samples(train_x, "train_x", integers, key), _samples(test_x, "test_x", integers, key)
     y, test_labels = _labels(train_y, "train_y", len(x), key), _labels(test_y, "test_y", len(test), key)
     told = f"train_x and test_x must hold samples of one shape, got {x.shape[1:]} and {test.shape[1:]}"
     refuse_if(x.shape[1:] != test.shape[1:], told, key)
-    kinds = "uint8, integers or neither" if integers else "uint8, or neither"
+    kinds = "uint8, both integers, or both other numbers" if integers else "uint8, or both other numbers"
     refuse_if(x.dtype != test.dtype, f"train_x and test_x must both be {kinds}", key)
     largest = int(max(y.max(), test_labels.max()))
     if class_names is None:
         told = "labels must be 0..C-1, each with a train sample;"
-        # Before there is a place for each of a billion classes.
+        # Before an array is made for a billion classes.
         few = f"{told} the largest is {largest}, and there are {len(y)} train samples"
         refuse_if(largest >= len(y), few, key)
         present = np.bincount(y, minlength=largest + 1)
@@ -84,8 +84,8 @@ def dataset_from_arrays(
 def _as_array(values: Any, what: str, key: str) -> np.ndarray:
     try:
         return np.asarray(values)
-    except Exception as error:  # of lists of several lengths, of tensors elsewhere
-        raise UserError(f"{what} is no array: {described(error)}", key=key) from error
+    except Exception as error:  # lists of unequal lengths, tensors on other devices
+        raise UserError(f"{what} must be an array: {described(error)}", key=key) from error
 
 
 def _samples(values: Any, what: str, integers: bool, key: str) -> np.ndarray:
@@ -102,10 +102,10 @@ def _samples(values: Any, what: str, integers: bool, key: str) -> np.ndarray:
     if x.dtype != np.uint8:
         with np.errstate(over="ignore"):
             x = x.astype(np.float32, copy=False)
-        told = f"{what} must be finite in float32, it holds NaN or infinity"
+        told = f"{what} must be finite in float32, got NaN or infinity"
         refuse_if(not np.isfinite(x).all(), told, key)
         if np.abs(x).max() > LARGEST:
-            told = f"{what} must be within ±{LARGEST:g}, it holds {x.flat[np.abs(x).argmax()]:g}"
+            told = f"{what} must be within ±{LARGEST:g}, got {x.flat[np.abs(x).argmax()]:g}"
             raise UserError(told, key=key)
     return x
 

@@ -46,7 +46,7 @@ class ClientData:
 
 @dataclass(frozen=True)
 class FederatedData:
-    """All data of a federation as plain arrays, so that they cross processes without a copy.
+    """All data of a federation as plain arrays, which processes share without a copy.
 
     Samples are C-contiguous float32, uint8 divided by 255. Every channel (feature of a vector) has zero mean
     and unit variance over the train split. Without normalisation integers are int64.
@@ -125,7 +125,7 @@ class FederatedData:
 
 
 def load_federated_data(scenario: Scenario, progress: ProgressCallback | None = None) -> FederatedData:
-    """Load the data set, deal it to the clients and draw the transfer set."""
+    """Load the data set, partition it and draw the transfer set."""
     import_plugins(scenario.plugins, scenario.plugin_path)
     sources = Sources(scenario, progress or silent)
     dataset = sources.dataset(scenario.data.dataset, scenario.data.args)
@@ -142,7 +142,7 @@ def federate(
     task: int | None = None,
     written: Sequence[np.ndarray] | None = None,
 ) -> FederatedData:
-    """Deal a data set to the clients.
+    """Partition a data set among the clients.
 
     Transfer samples are held out if `public` is None. Each `task` has its own draws; only a client's skew is
     the same in all tasks. `written` has every client's train indices from a file; None: the scheme decides.
@@ -150,8 +150,8 @@ def federate(
     scenario, seed = sources.scenario, sources.scenario.seed
     if is_integer(dataset.train_x):
         for kind in ("rotation", "noise", "colour"):
-            told = "the samples are integers, which are looked up and cannot be changed by degrees;"
-            refuse_if(getattr(scenario.heterogeneity, kind), f"{told} must be 0", f"heterogeneity.{kind}")
+            told = "must be 0, because the samples are integers"
+            refuse_if(getattr(scenario.heterogeneity, kind), told, f"heterogeneity.{kind}")
     split = split_samples(dataset, scenario, sources.search, task=task, written=written)
     clients, held_out, common = scenario.data.clients, split.held_out, split.common
     if scenario.data.partition.replacement:
@@ -190,7 +190,7 @@ def _private_samples(
     seed: int,
     task: int | None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return all private samples [S, *input_shape], normalised, and labels [S], with each client's skew."""
+    """Return all private samples [S, *input_shape], normalised and skewed, and labels [S]."""
     stored, true = dataset.train_x[split.private], dataset.train_y[split.private]
     x, y = statistics.normalise(stored), true.copy()
     # Held-out samples are like training samples, wrong labels included.

@@ -27,7 +27,7 @@ class Skew:
 def draw_skews(
     heterogeneity: Heterogeneity, clients: int, shape: tuple[int, ...], classes: int, *, seed: int
 ) -> tuple[Skew, ...]:
-    """Draw the skew of each of N clients, each kind by its own generator; empty if they do not differ."""
+    """Draw each client's skew, each kind by its own generator; empty if clients do not differ."""
     if heterogeneity == Heterogeneity():
         return ()
     for kind in ("rotation", "colour"):
@@ -88,7 +88,7 @@ def add_noise(x: np.ndarray, std: float, generator: np.random.Generator) -> np.n
 def replace_labels(
     labels: np.ndarray, classes: int, share: float, generator: np.random.Generator
 ) -> np.ndarray:
-    """Replace exactly ⌊share·n⌋ of labels [n], drawn without replacement, by another class each.
+    """Replace exactly ⌊share·n⌋ of labels [n], drawn without replacement, by other classes.
 
     The other class is uniform over the C − 1 wrong ones: symmetric label noise (van Rooyen et al., "Learning
     with Symmetric Label Noise", NeurIPS 2015).

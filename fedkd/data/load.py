@@ -1,4 +1,4 @@
-"""The data of a scenario: of its federation, or of every task of its stream."""
+"""The data of a scenario, or of every task of its stream."""
 
 from fedkd.data.federated import FederatedData, load_federated_data
 from fedkd.data.request import ProgressCallback

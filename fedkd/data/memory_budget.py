@@ -1,4 +1,4 @@
-"""Limits of memory: a compressed file, or a number in a scenario, can claim any size."""
+"""Limits of memory: compressed files and numbers in scenarios can declare any size."""
 
 import os
 import zipfile
@@ -8,14 +8,14 @@ from pathlib import Path
 
 from fedkd.errors import refuse_if
 
-SHARE = 0.5  # share of memory for one data set: dealing copies the data once more
+SHARE = 0.5  # share of memory for one data set: partitioning copies the data once
 LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 """A container's limit, for either version of control groups."""
 
 
 @cache  # called for every image of a data set
 def machine_memory() -> int:
-    """Return the bytes of memory of the machine, or of the container if that is less."""
+    """Return the bytes of memory of the machine, or of the container if less."""
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     for limit in LIMITS:
         with suppress(OSError, ValueError):  # not there, or "max"
@@ -29,13 +29,13 @@ def memory_budget() -> int:
 
 
 def check_memory_budget(size: int, what: str, key: str) -> None:
-    """Raise a `UserError` if `size` bytes exceed the budget; `what` begins it: ``a.npz unpacks to``."""
+    """Raise a `UserError` if `size` bytes exceed the budget; it starts with `what`: ``a.npz unpacks to``."""
     budget = memory_budget()
     told = f"{what} {size / 1e9:,.1f} GB; half of this machine's memory is {budget / 1e9:,.1f} GB"
     refuse_if(size > budget, told, key)
 
 
 def check_unpacked(path: Path, key: str) -> None:
-    """Refuse a zip archive whose members would not fit into memory, before any is unpacked."""
+    """Refuse a zip archive that does not fit into memory, before it is unpacked."""
     with zipfile.ZipFile(path) as archive:
         check_memory_budget(sum(member.file_size for member in archive.infolist()), f"{path} unpacks to", key)

@@ -1,4 +1,4 @@
-"""Zero mean and unit variance, of every channel of images or feature of vectors; or samples as stored."""
+"""Zero mean and unit variance per channel or feature; or samples as stored."""
 
 from dataclasses import dataclass
 
@@ -29,7 +29,7 @@ class AsStored(Statistics):
     """Keeps samples as they are stored, but divides uint8 by 255."""
 
     def normalise(self, x: np.ndarray) -> np.ndarray:
-        """Return a new C-contiguous array: int64 of integers other than uint8, float32 of all else."""
+        """Return a new C-contiguous array: int64 for integers other than uint8, else float32."""
         if is_integer(x):
             return x.astype(np.int64, order="C")
         out = x.astype(np.float32, order="C")

@@ -29,7 +29,7 @@ def data_root_folder(root: str | None) -> Path:
 
 
 def writable(folder: Path) -> bool:
-    """Return whether `folder` exists, or could be created, and takes new files."""
+    """Return whether `folder` exists, or can be created, and is writable."""
     while not folder.exists() and folder != folder.parent:
         folder = folder.parent
     return folder.is_dir() and os.access(folder, os.W_OK | os.X_OK)
@@ -58,7 +58,7 @@ class SourceRequest:
         return self.root if writable(self.root) else user_cache_folder()
 
     def arguments(self, **defaults: Any) -> dict[str, Any]:
-        """Return `args` with checked types and `defaults` filled in; a type stands for None."""
+        """Return `args` with checked types and `defaults`; a type stands for None."""
         for key, value in self.args.items():
             if key not in defaults:
                 told = f"unknown argument of '{self.name}'; {did_you_mean(key, defaults)}"
@@ -72,7 +72,7 @@ class SourceRequest:
         return {**absent, **self.args}
 
     def path(self, value: str | None) -> Path:
-        """Return the file or folder of `args.path`, in the data root, the scenario's folders or here."""
+        """Return the file or folder of `args.path`, in the data root, the scenario's or this folder."""
         if not value:
             raise UserError(f"'{self.name}' needs the path of its file or folder", key="data.args.path")
         given = expand_path(value, key="data.args.path")
@@ -81,4 +81,4 @@ class SourceRequest:
             if candidate.exists():
                 return candidate
         places = ", ".join(dict.fromkeys(str(candidate.absolute()) for candidate in tried))
-        raise UserError(f"nothing lies at '{value}'; looked for {places}", key="data.args.path")
+        raise UserError(f"no file or folder '{value}'; looked for {places}", key="data.args.path")

@@ -29,7 +29,7 @@ class Sources:
         return tuple(map(Path, self.scenario.plugin_path))
 
     def dataset(self, name: str, args: Mapping[str, Any], key: str = "data.dataset") -> Dataset:
-        """Load a data set whose samples become private."""
+        """Load a data set of private samples."""
         transfer = self.scenario.data.transfer
         told = "the private data set itself would leak clients' samples; use 'holdout'"
         refuse_if((transfer.source, transfer.args) == (name, args), told, "data.transfer.source")
@@ -50,7 +50,7 @@ class Sources:
         if transfer.source == "holdout":
             return None
         if transfer.source == "noise":
-            told = "the samples are integers, of which there is no noise; use 'holdout' or another data set"
+            told = "noise does not fit integer samples; use 'holdout' or another data set"
             refuse_if(is_integer(private.train_x), told, "data.transfer.source")
             size = 4 * transfer.size * prod(private.shape)
             check_memory_budget(size, f"{transfer.size:,} samples of noise take", "data.transfer.size")

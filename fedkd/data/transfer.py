@@ -27,7 +27,7 @@ def draw_holdout(
 ) -> np.ndarray:
     """Draw M = `size` transfer samples from `available` train indices [n], sorted.
 
-    Uniformly, or with an `alpha` by a label mix from Dir(α), where small classes give all they have.
+    They are uniform, or with an `alpha` follow a label mix from Dir(α); small classes may be used up.
     """
     if size == 0:
         return available[:0]
@@ -50,7 +50,7 @@ def draw_holdout(
 
 
 def noise(size: int, shape: tuple[int, ...], *, seed: int) -> np.ndarray:
-    """Return [M, *shape] float32 standard normal samples: noise with the statistics of normalised data."""
+    """Return [M, *shape] float32 standard normal noise, with the statistics of normalised data."""
     return numpy_generator(seed, "transfer").standard_normal((size, *shape), dtype=np.float32)
 
 
@@ -72,7 +72,7 @@ def foreign_samples(
     dataset = load_dataset(request, key=key, args_key="data.transfer.args")
     told = f"must be ≤ {len(dataset.train_x)}, the train samples of '{name}', got {size}"
     refuse_if(size > len(dataset.train_x), told, "data.transfer.size")
-    words = {True: "integers", False: "no integers"}
+    words = {True: "integers", False: "not integers"}
     foreign, own = is_integer(dataset.train_x), is_integer(private.train_x)
     refuse_if(foreign != own, f"samples of '{name}' are {words[foreign]}, the private ones {words[own]}", key)
     if dataset.shape != shape and (own or not len(dataset.shape) == len(shape) == 3):
@@ -94,12 +94,12 @@ def convert_images(x: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
         rows, columns = bilinear_matrix(out.shape[2], height), bilinear_matrix(out.shape[3], width)
         out = rows @ out @ columns.T
     if out.shape[1] != channels:
-        out = np.repeat(out, channels, axis=1)  # only now: channels that are alike are resized once
+        out = np.repeat(out, channels, axis=1)  # only now: equal channels are resized once
     return np.ascontiguousarray(out, dtype=np.float32)
 
 
 def bilinear_matrix(source: int, target: int) -> np.ndarray:
-    """Return the [target, source] float32 matrix of a bilinear resize along an axis, free of aliasing."""
+    """Return the [target, source] float32 matrix of an antialiased bilinear resize along an axis."""
     scale = source / target
     centres = (np.arange(target)[:, None] + 0.5) * scale - 0.5
     weights = np.maximum(0.0, 1.0 - np.abs(np.arange(source) - centres) / max(scale, 1.0))

@@ -15,7 +15,7 @@ INTERRUPTED = 130
 def main(words: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="scripts/federation.sh",
-        description="Run a scenario on a SuperLink and SuperNodes, all of them on this machine.",
+        description="Run a scenario on a SuperLink and SuperNodes, all on this machine.",
         allow_abbrev=False,
     )
     parser.add_argument(
@@ -23,14 +23,14 @@ def main(words: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("out", type=Path, metavar="OUT", help="run folder")
     parser.add_argument("set", nargs="*", metavar="key=value", help="change values of the scenario")
-    text = "keep everything here: shares, what nodes have learned, certificates, logs; what is there is used"
+    text = "keep shares, nodes' states, certificates and logs here; existing shares and states are used"
     parser.add_argument("--keep", type=Path, metavar="DIR", help=text)
     parser.add_argument(
-        "--port", type=int, default=0, metavar="N", help="of the SuperLink (default: a free one)"
+        "--port", type=int, default=0, metavar="N", help="port of the SuperLink (default: a free one)"
     )
-    text = "seconds that all nodes have to come (default: 180)"
+    text = "seconds within which all nodes must join (default: 180)"
     parser.add_argument("--wait", type=float, default=180.0, metavar="S", help=text)
-    text = "seconds that a node has for a reply (default: as long as Flower keeps a message)"
+    text = "seconds within which a node must reply (default: as long as Flower keeps a message)"
     parser.add_argument("--reply-within", type=float, default=0.0, metavar="S", help=text)
     args = parser.parse_args(words)
     try:
@@ -41,7 +41,7 @@ def main(words: Sequence[str] | None = None) -> int:
         print("error:", one_line(str(error)), file=sys.stderr, flush=True)
         return error.exit_status
     except KeyboardInterrupt:
-        print("error: interrupted; every process of it is stopped", file=sys.stderr, flush=True)
+        print("error: interrupted; all processes of the federation are stopped", file=sys.stderr, flush=True)
         return INTERRUPTED
 
 

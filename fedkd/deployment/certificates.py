@@ -40,7 +40,7 @@ AUTHORITY, CERTIFICATE, KEY = "ca.crt", "superlink.crt", "superlink.key"
 LOOPBACK = ("127.0.0.1", "localhost")
 DAYS = 365
 CLOCKS_DIFFER = timedelta(hours=1)
-"""A certificate is valid so long before now, for nodes whose clock is behind."""
+"""Start of a certificate's validity before now, for nodes whose clock is behind."""
 
 
 def make_certificates(
@@ -48,12 +48,15 @@ def make_certificates(
 ) -> None:
     """Write an authority's and the SuperLink's certificates, and a pair of keys for every client.
 
-    `hosts` are the SuperLink's names and addresses. Existing certificates, no host, or a folder that cannot
-    be written, or no cryptography, is a `UserError`.
+    `hosts` are the SuperLink's names and addresses.
+
+    Raises:
+        UserError: The folder has certificates or cannot be written, a host is missing or malformed, or the
+            package cryptography is missing.
     """
     require_package("cryptography", "a certificate", "deployment")
     if not hosts:
-        raise UserError("must name at least one host, by which nodes reach the SuperLink", key="--host")
+        raise UserError("must have at least one name or address of the SuperLink", key="--host")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if (folder / AUTHORITY).exists():
@@ -147,9 +150,9 @@ def _usage(*, sign_certificates: bool) -> x509.KeyUsage:
 def main(words: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m fedkd.deployment.certificates", allow_abbrev=False)
     parser.add_argument("folder", type=Path, metavar="DIR", help="where to")
-    parser.add_argument("--host", nargs="+", default=list(LOOPBACK), help="by what nodes reach the SuperLink")
-    parser.add_argument("--clients", type=int, default=0, metavar="N", help="clients that get keys")
-    parser.add_argument("--days", type=int, default=DAYS, metavar="N", help="how long they are valid")
+    parser.add_argument("--host", nargs="+", default=list(LOOPBACK), help="names of the SuperLink")
+    parser.add_argument("--clients", type=int, default=0, metavar="N", help="number of clients that get keys")
+    parser.add_argument("--days", type=int, default=DAYS, metavar="N", help="days of validity")
     args = parser.parse_args(words)
     try:
         make_certificates(args.folder, args.host, clients=args.clients, days=args.days)

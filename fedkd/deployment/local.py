@@ -6,7 +6,7 @@ processes end with the run, however it ends.
     DIR/nodes/         every participant's share (see `fedkd partition`), and the nodes' states of clients
         certificates/  see `fedkd.deployment.certificates`
         logs/          of the SuperLink, the nodes and the run
-        .flower/       Flower's files, of each process its own; empty at the start of a run
+        .flower/       Flower's files of each process; empty at the start of a run
 """
 
 import errno
@@ -52,8 +52,11 @@ _NOISE = ("Using SuperLink", "Successfully started run", "Successfully installed
 class Local:
     """A federation on this machine; `out` is the run folder.
 
-    All other files lie in `folder` and are used again; None: a temporary one. `port` is the SuperLink's (0: a
-    free one). `wait` and `reply_within` limit the seconds of nodes' start and replies (0: Flower's limit).
+    Attributes:
+        folder: Folder of all other files, which the next run uses again; None: a temporary one.
+        port: Port of the SuperLink; 0: a free one.
+        wait: Seconds within which all nodes must join.
+        reply_within: Seconds within which a node must reply; 0: Flower's limit.
     """
 
     plan: Plan
@@ -65,7 +68,7 @@ class Local:
     tell: Callable[[str], None] = print
 
     def run(self) -> None:
-        """Start, run and stop; raise `UserError` for a wrong set-up, `RunFailed` for a failed run."""
+        """Start, run and stop; `UserError`: a wrong set-up; `RunFailed`: a failed run."""
         if (self.out / SCENARIO_FILE).exists():
             raise UserError(f"{self.out} holds a run already; choose another", key="OUT")
         port = _check_port(self.port) if self.port else 0
@@ -121,7 +124,7 @@ class _Running:
         elif relocatable_digest(
             load_participant(str(self._nodes / SERVER)).plan.scenario
         ) != relocatable_digest(with_loop_executor(self._local.plan).scenario):
-            raise UserError("was dealt for another scenario; choose another folder", file=str(self._nodes))
+            raise UserError("has the data of another scenario; choose another folder", file=str(self._nodes))
         if not self._certificates.exists():
             make_certificates(self._certificates, clients=len(self._clients))
         _check_key(self._certificates)
@@ -192,16 +195,16 @@ class _Running:
             def meanwhile() -> None:
                 self._tell_of_ended(children)
                 if superlink.ended:
-                    raise RunFailed(f"the SuperLink {superlink.how}, and with it the run ends")
+                    raise RunFailed(f"the SuperLink {superlink.how}, which ends the run")
 
             return children.run(command, self._environment("user"), self._folder, each, meanwhile)
 
     def _tell_of_ended(self, children: Children) -> None:
         for child in children.newly_ended():
-            self._local.tell(f"warning: {child.name} {child.how}; its last words: {_last_words(child.log)}")
+            self._local.tell(f"warning: {child.name} {child.how}; end of its log: {_last_words(child.log)}")
 
     def _heard(self, line: str) -> None:
-        """Report a line of the server's, unless it is Flower's or a reported error's traceback."""
+        """Report a line of the server, except Flower's lines and tracebacks of reported errors."""
         plain = _COLOURS.sub("", line).strip()
         if self._failure is not None:
             self._wrong_input = self._wrong_input or plain.startswith("fedkd.errors.UserError")
@@ -215,7 +218,7 @@ class _Running:
         try:
             trust = ssl.create_default_context(cafile=str(self._authority))
         except (OSError, ssl.SSLError) as error:
-            raise UserError(f"is no certificate: {error}", file=str(self._authority)) from None
+            raise UserError(f"is not a valid certificate: {error}", file=str(self._authority)) from None
         deadline = time.monotonic() + STARTUP
         while True:
             try:
@@ -226,7 +229,7 @@ class _Running:
                     break
             except ssl.SSLCertVerificationError as error:
                 raise UserError(
-                    f"no node would take what the SuperLink shows: {error.verify_message}",
+                    f"nodes would reject the SuperLink's certificate: {error.verify_message}",
                     file=str(self._certificates / CERTIFICATE),
                 ) from None
             except OSError:
@@ -251,7 +254,7 @@ def _check_key(certificates: Path) -> None:
         context.load_cert_chain(certificates / CERTIFICATE, certificates / KEY)
     except (OSError, ssl.SSLError) as error:
         raise UserError(
-            f"does not go with {KEY}, or one of the two is damaged: {error}",
+            f"does not match {KEY}, or one of the two is damaged: {error}",
             file=str(certificates / CERTIFICATE),
         ) from None
 
@@ -264,7 +267,7 @@ def _check_port(port: int) -> int:
     except OSError as error:
         reason = "another process listens there" if error.errno == errno.EADDRINUSE else error.strerror
         raise UserError(
-            f"{HOST}:{port}: {reason}; choose another, or none for a free one", key="--port"
+            f"{HOST}:{port}: {reason}; choose another port, or leave it out for a free one", key="--port"
         ) from None
     return port
 
@@ -280,4 +283,4 @@ def _last_words(log: Path) -> str:
     text = log.read_text(errors="replace") if log.is_file() else ""
     lines = [line for line in (_COLOURS.sub("", line).strip() for line in text.splitlines()) if line]
     errors = [line for line in lines if "error" in line.lower()]
-    return one_line((errors or lines or ["without a word"])[-1])
+    return one_line((errors or lines or ["an empty log"])[-1])

@@ -27,17 +27,16 @@ def check_deployable(plan: Plan) -> None:
     scenario = plan.scenario
     refusals = {
         "fusion.strategy": plan.capabilities.pools
-        and f"'{scenario.fusion.strategy}' trains on all samples together, and each node has its own",
-        "faults.poisoned": scenario.faults.poisoned > 0
-        and "clients that lie are simulated; a deployed node is what it is: must be 0",
+        and f"'{scenario.fusion.strategy}' trains on the samples of all clients, which nodes never share",
+        "faults.poisoned": scenario.faults.poisoned > 0 and "must be 0, as attacks are simulated only",
         "faults.timeout": scenario.faults.timeout is not None
-        and "a client that is late goes on, to a state that nobody knows; a server of deployed nodes has"
-        " run-config reply-within instead",
+        and "must be left out, as the server cannot interrupt a late node; set reply-within in the"
+        " run-config instead",
         "topology.graph": plan.graph is not None
-        and "deployed nodes speak to a SuperLink and not to each other: must be 'star', got"
-        f" '{scenario.topology.graph}'",
+        and f"must be 'star', got '{scenario.topology.graph}': deployed nodes exchange messages with a"
+        " SuperLink only",
         "training.executor": scenario.training.executor == "vectorised"
-        and "clients that train together share a process, a node has its own: must be 'loop' or 'auto'",
+        and "must be 'loop' or 'auto', as every node trains one client",
     }
     for key, message in refusals.items():
         if message:
@@ -47,13 +46,15 @@ def check_deployable(plan: Plan) -> None:
 def write_partition(plan: Plan, out: Path, tell: Callable[[str], None] = lambda line: None) -> Path:
     """Write every participant's share into ``server`` and ``client-0`` …; return the absolute folder.
 
-    The folder appears when all shares are complete. A scenario that can only be simulated, missing data, or a
-    folder that is not empty is a `UserError`.
+    The folder appears when all shares are complete.
+
+    Raises:
+        UserError: The scenario can only be simulated, data are missing, or the folder is not empty.
     """
     check_deployable(plan)
     out = expand_path(out, key="--out").absolute()
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError(f"{out} is there already; choose another, or remove it", key="--out")
+        raise UserError(f"{out} exists already; choose another folder, or remove it", key="--out")
     data = load_data(plan.scenario, tell)
     build_checked_models(plan, data)
     plan = with_test_sample(plan, data)

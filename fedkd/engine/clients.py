@@ -76,7 +76,7 @@ class ScenarioWorkload:
 
 
 def inline_grid(plan: Plan, data: Data, folder: Path | None = None) -> InlineGrid:
-    """Return a grid in this process; idle states lie in `folder`. An unfit model is a `UserError`."""
+    """Return a grid in this process, with idle states in `folder`; an unfit model raises `UserError`."""
     models = build_checked_models(plan, data)
     here = on_its_device(plan, plan.scenario.engine.gpus_per_actor)
     clients = ClientFactory(here, data)
@@ -102,7 +102,7 @@ def ray_grid(
     """Return a grid that runs the plan's clients on Ray actors, `spares` first.
 
     Idle clients' states lie in `folder` on machines that have it, else among temporary files. `tell` receives
-    a line if others use the cluster too. An unfit model or cluster is a `UserError`, a late actor
+    a line if others use the cluster too. An unfit model or cluster raises `UserError`, a late actor
     `EngineLost`.
     """
     from fedkd.engine.ray.grid import RayGrid
@@ -137,7 +137,7 @@ def ray_grid(
 
 
 def on_its_device(plan: Plan, gpus_per_actor: float | None) -> Plan:
-    """Return the plan on the CPU if clients have no GPU: Ray does not hide one from them."""
+    """Return the plan, on the CPU if clients reserve no GPU: Ray does not hide GPUs from them."""
     if plan.scenario.engine.device != "auto" or gpus_per_actor != 0:
         return plan
     return plan.on_device("cpu")
@@ -172,7 +172,7 @@ def measured_plan(
 def with_selected_executor(
     plan: Plan, data: Data, tell: Callable[[str], None], cluster: RayCluster | None = None
 ) -> Plan:
-    """Return a plan with an executor, measured on the cluster (None: here) if the scenario is open."""
+    """Return a plan with an executor; ``auto`` is measured on the cluster (None: in this process)."""
     if plan.scenario.training.executor != "auto":
         return plan
     engine = plan.scenario.engine
@@ -181,7 +181,7 @@ def with_selected_executor(
     if cluster is None or cluster.alone:  # this process is like an actor
         choice = select_executor(placed, data, tell=tell)
     else:
-        tell("finding out on the cluster whether clients train quicker one by one or together")
+        tell("measuring on the cluster whether clients train faster one by one or together")
         choice = _choose_on_cluster(placed, data, cluster, share or 0.0)
     tell(f"executor {choice.told}")
     return plan.with_executor(choice.executor)
@@ -200,9 +200,7 @@ def _choose_on_cluster(plan: Plan, data: Data, cluster: RayCluster, gpus: float)
         try:
             return ray.get(waiting[0])
         except Exception as error:  # actors will report it
-            return ExecutorChoice(
-                "loop", f"loop: nothing could be measured on the cluster ({described(error)})"
-            )
+            return ExecutorChoice("loop", f"loop: the measurement on the cluster failed ({described(error)})")
 
 
 def _choose(scenario_json: str, data: Any) -> ExecutorChoice:

@@ -1,4 +1,4 @@
-"""Private names of Ray, tested with Ray 2.55, for this room alone."""
+"""Private names of Ray that this package uses, tested with Ray 2.55."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from typing import Any
 from fedkd.engine.supervisor import descendant_pids
 
 LOOPBACK_ALONE = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
-"""Set to 0, Ray's node takes the loopback address, on Linux too."""
+"""If 0, Ray's node takes the loopback address, on Linux too."""
 PATIENT_SECONDS = 180
 """Limit of each step of a patient start, instead of 5 to 60 seconds."""
 _PATIENCE = {
@@ -85,8 +85,8 @@ def _start_no_server(self: Any, *args: Any, **options: Any) -> None:
 def private_ray() -> Iterator[Callable[[], None]]:
     """Keep the Ray started in the block to this process; yield a function to call after its shutdown.
 
-    By default Ray listens on all addresses and runs any code it is sent. Here it takes the loopback address
-    alone and asks for a token, which other child processes never learn.
+    By default Ray listens on all addresses and runs any code it receives. Here it listens on the loopback
+    address alone and requires a token, which other child processes never see.
     """
     from ray import _raylet as library
     from ray._private import ray_constants
@@ -162,7 +162,7 @@ def silence_raylet() -> None:
 
 
 def allowed_cpus() -> int | None:
-    """Return the CPUs of this process if Ray would count more: it ignores batch systems and ``taskset``."""
+    """Return this process's CPUs if Ray would count more: it ignores batch systems and ``taskset``."""
     from ray._private.utils import get_num_cpus
 
     if not hasattr(os, "sched_getaffinity"):

@@ -78,7 +78,7 @@ class EngineGrid(Grid):
     def send_and_receive(
         self, messages: Iterable[Message], *, timeout: float | None = None
     ) -> Iterable[Message]:
-        """Return all replies in client order; simulated clients always answer, so without `timeout`."""
+        """Return all replies in client order; `timeout` is ignored, as simulated clients always answer."""
         return sorted(self._exchange(list(messages)), key=lambda reply: reply.metadata.src_node_id)
 
     def _exchange(self, messages: list[Message]) -> Iterator[Message]:
@@ -105,7 +105,7 @@ def answer(work: Callable[[Message, int], Message], message: Message, client: in
 def error_reply(message: Message, error: Exception) -> Message:
     """Return the reply of a client that raised: the exception's name, then the traceback."""
     reason = f"{described(error)}\n{''.join(traceback.format_exception(error))}"
-    # Messages are UTF-8, which half a surrogate pair is not.
+    # Messages are UTF-8, which cannot encode half a surrogate pair.
     reason = reason.encode(errors="backslashreplace").decode()
     return Message(Error(code=msg.CLIENT_RAISED, reason=reason), reply_to=message)
 
@@ -150,8 +150,8 @@ _SETTINGS = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "GLIBC_TUNABLES
 def keep_freed_memory() -> bool:
     """Keep some freed memory in this process; return whether it does.
 
-    glibc returns memory at the heap's end. A step of a few dozen images asks for it again at once: new pages
-    take up to a quarter of its time. Settings from outside stay; other systems have none.
+    glibc returns memory at the heap's end. A step of a few dozen images needs it again at once, and new pages
+    take up to a quarter of its time. Settings from outside stay. Nothing changes without glibc.
     """
     if not sys.platform.startswith("linux") or any(name in os.environ for name in _SETTINGS):
         return False

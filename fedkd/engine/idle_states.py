@@ -1,4 +1,4 @@
-"""States of idle clients, in a nameless file."""
+"""States of idle clients, in an anonymous file."""
 
 import tempfile
 from bisect import insort
@@ -21,7 +21,7 @@ class Place:
 
 
 class IdleStates:
-    """Clients' states in a nameless file in `folder`, which ends with the process."""
+    """Clients' states in an anonymous file in `folder`, which is deleted with the process."""
 
     def __init__(self, folder: Path | None = None) -> None:
         self._folder = folder if folder is not None and folder.is_dir() else None

@@ -26,7 +26,7 @@ STATELESS = frozenset({msg.IDENTIFY, msg.EXPORT_STATE, msg.SHOW, msg.TRY_OUT})
 class Room:
     """Number of clients in a process at a time (None: all), and the folder of other states.
 
-    `evaluation_changes`: whether an evaluation without guidance may change a client, such as begin a task.
+    `evaluation_changes`: True if an evaluation without guidance may change a client, as by beginning a task.
     """
 
     clients: int | None = None
@@ -37,9 +37,9 @@ class Room:
 class LiveClients:
     """Clients' contexts, made on first use by `make_context`.
 
-    Without room for all (None), the state of the least recently used client is written, unless it is known,
-    and read back later, to the same bytes. A client without any message has no state. `together` handles
-    messages of one kind to several clients at once.
+    If the room is full, the state of the least recently used client is written to disk, unless the disk has
+    it already. It is read back later, to the same bytes. A client without any message has no state.
+    `together` handles messages of one kind to several clients at once.
     """
 
     def __init__(
@@ -121,7 +121,7 @@ class LiveClients:
                     reply = self._ask(self._contexts[client], msg.EXPORT_STATE, RecordDict())
                     self._states.put(client, record_to_arrays(reply.content.array_records[msg.STATE]))
                 except Exception as error:  # another client's reply reports it
-                    raise RuntimeError(f"client {client} cannot be put aside: {described(error)}") from error
+                    raise RuntimeError(f"cannot save idle client {client}: {described(error)}") from error
             self._forget(client)
 
     def _note(self, message: Message, client: int) -> None:
@@ -147,7 +147,7 @@ class LiveClients:
                 if client not in self._contexts and client in self._states:
                     return reply, arrays_to_record(self._states.get(client))
                 told = self._ask(self.context(client), msg.EXPORT_STATE, RecordDict())
-                # Copied: a record shares its arrays with the client, which goes on.
+                # Copied: a record shares its arrays with the client, which changes them later.
                 state = record_to_arrays(told.content.array_records[msg.STATE])
                 return reply, arrays_to_record({name: values.copy() for name, values in state.items()})
         except Exception as error:

@@ -15,8 +15,9 @@ Handler = Callable[[int, FrameType | None], None]
 
 @contextmanager
 def watch_stop_signals(on_first: Callable[[], None]) -> Iterator[threading.Event]:
-    """Set an event and call `on_first` at the first Ctrl-C, SIGTERM or SIGHUP; another one but SIGHUP
-    interrupts.
+    """Set an event and call `on_first` at the first Ctrl-C, SIGTERM or SIGHUP.
+
+    A second Ctrl-C or SIGTERM raises `KeyboardInterrupt`.
     """
     stop = threading.Event()
 

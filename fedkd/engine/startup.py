@@ -29,7 +29,10 @@ Tell = Callable[[str], None]
 
 
 class StartedEngine:
-    """A started engine, with data and executor; `make` returns a fresh grid, `remake` one after losses."""
+    """A started engine, with data and executor.
+
+    `make` returns a fresh grid, `remake` one after losses.
+    """
 
     def __init__(
         self, plan: Plan, data: Data, make: Callable[[], EngineGrid], remake: Callable[[], EngineGrid] | None
@@ -39,7 +42,7 @@ class StartedEngine:
         self.grid = make()
 
     def renew(self) -> None:
-        """Take another grid; `ActorsLost` if more was lost, `EngineLost` if the grid does not come up."""
+        """Take another grid; `ActorsLost`: another loss; `EngineLost`: no grid starts."""
         self.grid.close()
         self.grid = self._remake()
 
@@ -51,7 +54,7 @@ class StartedEngine:
 def started_engine(plan: Plan, folder: Path, tell: Tell) -> Iterator[StartedEngine]:
     """Load the data, start the engine, and stop it at the end; `tell` receives progress lines.
 
-    Missing data or an unfit cluster is a `UserError`. If Ray or actors do not start, that is an `EngineLost`.
+    Missing data or an unfit cluster raises `UserError`; Ray or actors that do not start raise `EngineLost`.
     """
     os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
     with ExitStack() as stack:
@@ -65,7 +68,7 @@ def started_engine(plan: Plan, folder: Path, tell: Tell) -> Iterator[StartedEngi
             from fedkd.engine.ray.cluster import connect_ray
 
             tell("starting Ray and loading the data")
-            # Ray and imports, in actors and here, take seconds to start: all at once.
+            # Ray and imports, in actors and here, take seconds each, so all start at once.
             with ThreadPoolExecutor(max_workers=1) as background:
                 imported = background.submit(_import_all)
                 loading: Future[Data] = background.submit(_load, plan.scenario, tell)
@@ -117,10 +120,10 @@ def _start_early(plan: Plan, cluster: RayCluster) -> list[Any]:
 def _ray_grid_again(
     plan: Plan, data: Data, cluster: RayCluster, folder: Path | None, tell: Tell
 ) -> EngineGrid:
-    """Return a grid on the rest of a cluster that has lost actors, after waiting for room for one actor.
+    """Return a grid on the rest of a cluster that has lost actors, once one actor fits.
 
-    Clients that were on a GPU need one again: the CPU gives other last bits. Another loss is `ActorsLost`, no
-    room after `Engine.start_timeout` is `EngineLost`.
+    Clients that were on a GPU need one again: the CPU gives other last bits. Another loss raises
+    `ActorsLost`. No room after `Engine.start_timeout` raises `EngineLost`.
     """
     from fedkd.engine.clients import ray_grid
     from fedkd.engine.ray.placement import gpu_share
@@ -136,7 +139,7 @@ def _ray_grid_again(
     while (lacking := _lacking(plan, left, number, on_gpus)) is not None:
         if time.monotonic() - began >= engine.start_timeout:
             raise EngineLost(
-                f"what is left of the Ray cluster is not enough: {lacking}, and no other node came within"
+                f"the rest of the Ray cluster is too small: {lacking}, and no other node joined within"
                 f" {engine.start_timeout:g} s (engine.start_timeout)"
             )
         if not waits:
@@ -148,7 +151,7 @@ def _ray_grid_again(
     try:
         return ray_grid(plan, data, left, folder, tell=tell)
     except UserError as error:
-        raise EngineLost(f"the run cannot go on with what is left of the Ray cluster: {error}") from error
+        raise EngineLost(f"the run cannot continue on the rest of the Ray cluster: {error}") from error
 
 
 def _lacking(plan: Plan, cluster: RayCluster, number: int, on_gpus: bool) -> str | None:
@@ -178,7 +181,7 @@ class RestartPolicy:
         self._blamed: tuple[int, int | None] | None = None
 
     def record(self, loss: ActorsLost, saved: int) -> ActorsLost | None:
-        """Count a loss; return the error that ends the run, or None; `saved`: round of the checkpoint."""
+        """Count a loss since the checkpoint of round `saved`; return the error that ends the run, if any."""
         self._count = 1 + (self._count if saved == self._saved else 0)
         blamed = None if loss.client is None else (loss.client, loss.round)
         again = blamed is not None and blamed == self._blamed
@@ -203,5 +206,5 @@ class RestartPolicy:
 
 
 def describe_restart_point(saved: int) -> str:
-    """Return in words where a run restarts, by its last checkpoint's round; 0: there is none."""
+    """Return a run's restart point in words; `saved` is the checkpoint's round, 0 without one."""
     return f"the checkpoint of round {saved}" if saved else "its beginning"

@@ -1,4 +1,4 @@
-"""A parent process that reports ends of a run which its child cannot report.
+"""A parent process that reports how a run ended when its child cannot.
 
 Ray ends its process with status 1 when its object store has died; a plug-in may call `os._exit`. The parent
 also ends processes that Ray leaves behind, and holds signals back while Ray starts.
@@ -42,7 +42,7 @@ _shared: mmap.mmap | None = None
 
 
 def run_in_child() -> None:
-    """Go on in a child process group; the parent passes on signals and leaves with the child's status."""
+    """Continue in a child process group; the parent passes on signals and exits with the child's status."""
     global _to_parent, _shared
     if _libc is None or _to_parent is not None:
         return
@@ -132,9 +132,9 @@ def _watch(child: int, told: int, shared: mmap.mmap) -> NoReturn:
     if insisted:
         _leave("stopped at once", lines, INTERRUPTED_STATUS)
     if code == ENDED_BY_RAY:
-        how = "Ray ended it, as it does when a process of its own has died"
+        how = "Ray ended it, as it does after one of its processes dies"
     elif code >= 0:
-        how = f"its process ended with status {code} and without a word, as a call of os._exit does"
+        how = f"its process ended with status {code} and no message, as a call of os._exit does"
     else:
         how = f"its process was killed by {signal.Signals(-code).name}"
         if -code == signal.SIGKILL:
@@ -175,7 +175,7 @@ def descendant_pids(pid: int) -> list[int]:
 
 
 def end_processes_of_ray(spared: Collection[int] = ()) -> None:
-    """End Ray's processes below this one, but for some ids: its agents wait a minute for a dead server."""
+    """End Ray's processes below this one, except some ids: its agents wait a minute for a dead server."""
     deadline = time.monotonic() + SWEEP_SECONDS
     while left := [pid for pid in descendant_pids(os.getpid()) if pid not in spared and _is_rays(pid)]:
         for pid in left:
@@ -204,16 +204,16 @@ def _read(descriptor: int) -> str:
 
 
 def address_limit() -> str | None:
-    """Return the limit on this process's address space (`ulimit -v`) in words; None: there is none."""
+    """Return the limit on this process's address space (`ulimit -v`) in words; None: no limit."""
     soft, _ = resource.getrlimit(resource.RLIMIT_AS)
     return None if soft == resource.RLIM_INFINITY else f"{soft / 1e6:,.0f} MB (ulimit -v {soft // 1024})"
 
 
 def check_address_space() -> None:
-    """Raise `RunFailed` if the limit is so low that the run could only end by an abort."""
+    """Raise `RunFailed` if the address space is too small to load torch."""
     soft, _ = resource.getrlimit(resource.RLIMIT_AS)
     if soft != resource.RLIM_INFINITY and soft < LEAST_ADDRESS_BYTES:
         raise RunFailed(
-            f"this needs more memory than there is: the address space is limited to {address_limit()}, and"
-            f" torch alone takes {LEAST_ADDRESS_BYTES / 1e6:,.0f} MB"
+            f"out of memory: the address space is limited to {address_limit()}, and torch alone needs"
+            f" {LEAST_ADDRESS_BYTES / 1e6:,.0f} MB"
         )

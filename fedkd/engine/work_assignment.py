@@ -13,7 +13,7 @@ from fedkd.models import Estimator, forward_flops
 from fedkd.plan import Plan, evaluated_clients
 
 ESTIMATOR_FLOPS = 1_000_000
-"""Assumed cost of a sample for a model that is no network."""
+"""Assumed cost of a sample for an estimator."""
 
 
 def client_costs(

@@ -1,7 +1,7 @@
 """Asynchronous rounds: each ends after K uploads, on a simulated clock.
 
-A round is a version of the server's state. Draws of the seed and the bytes sent decide when a job is over,
-so every machine gives the same run.
+A round is a version of the server's state. The seed and the bytes sent decide when a job ends, so a run is
+the same on every machine.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ SHARED, WAITING, DONE = "shared/", "waiting/", "done/"
 
 @dataclass(frozen=True, eq=False)
 class Reply:
-    """A client's reply to a job: its upload, its metrics, and its accuracy if it is at chance."""
+    """A client's reply to a job: upload, metrics, and accuracy if it is at chance."""
 
     arrays: Mapping[str, np.ndarray]
     figures: Mapping[str, float]
@@ -42,7 +42,7 @@ class Reply:
 
     @classmethod
     def of(cls, reply: Message) -> Reply:
-        """Return a message's content; arrays are copied, as they may lie in memory lent for a moment."""
+        """Return a message's content, with copies of arrays: their memory may be reused."""
         content = reply.content
         told: Any = content.config_records[msg.AT_CHANCE] if msg.AT_CHANCE in content else {}
         sent = record_to_arrays(content.array_records[msg.ARRAYS])
@@ -134,9 +134,9 @@ Arrived = Sequence[tuple[ClientJob, Reply]]
 class AsynchronousRounds(Rounds):
     """Run rounds that end after K uploads, of any clients.
 
-    A client that has uploaded begins its next job: at once where every message brings the model, else
-    after the fusion of its upload. It is evaluated when it is answered, and its figures stand until the next
-    answer. If every message contains the model, all clients are evaluated with the newest.
+    A client begins its next job after the fusion of its upload, or at once if every message brings the model.
+    It is evaluated when it receives its answer, and its figures stand until the next answer. If every message
+    brings the model, all clients are evaluated with the newest.
     """
 
     def __init__(self, plan: Plan, grid: Grid, strategy: KnowledgeFusion, control: RunControl) -> None:
@@ -147,7 +147,7 @@ class AsynchronousRounds(Rounds):
         self._buffer = settings.buffer
         self._flights = JobsInFlight(clients, settings.concurrency or clients, plan.scenario.seed)
         self._brings_model = plan.capabilities.brings_model
-        self._arrived: dict[int, Reply] = {}  # the last of every client's in the round under way
+        self._arrived: dict[int, Reply] = {}  # each client's last in the present round
         self._measured = np.full((clients, len(LASTING)), nan)
 
     def _train(self, round: int) -> float | None:

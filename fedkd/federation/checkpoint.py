@@ -1,15 +1,15 @@
 """Checkpoints: the whole state of a run after a round, written atomically.
 
     checkpoints/clients/client-00004@00002.safetensors  client 4 after round 2
-                server/array-0123….safetensors          an array of the server's that has waited for long
+                server/array-0123….safetensors          a server array that has waited for several rounds
                 round-00003/server.safetensors          the server strategy's state
                             manifest.json               round, totals, offsets of the run's files, the
                                                         scenario; SHA-256 of every file and of its own content
 
-A checkpoint writes the clients that have changed since the last one. Its own folder has another name until it
+A checkpoint writes the clients that have changed since the last one. Its folder has a temporary name until it
 is complete. Its manifest names the file of every client's state. The last two checkpoints are kept, and the
 files that they name. Arrays that wait on the server for many rounds are written twice: with their first
-checkpoint, and by themselves. A damaged file is reported by name and not used. Nothing is a pickle.
+checkpoint, and by themselves. A damaged file is reported by name and ignored. No file is a pickle.
 """
 
 import json
@@ -101,7 +101,7 @@ class CheckpointStore:
                 manifest = Manifest(path)
                 checkpoint = manifest.checkpoint()
             except DamagedFile as damage:
-                self._tell(f"checkpoint {path.name} is damaged and not used: {damage}")
+                self._tell(f"checkpoint {path.name} is damaged and ignored: {damage}")
                 continue
             self._previous, self._states = path, manifest.clients
             kept = {name: (checkpoint.server[name], file) for name, file in manifest.lasting.items()}

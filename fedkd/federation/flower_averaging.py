@@ -1,4 +1,4 @@
-"""Flower's own strategies average weights of equal architectures, with BatchNorm's statistics."""
+"""Flower's own strategies, which average weights of equal architectures and BatchNorm's statistics."""
 
 from collections.abc import Mapping, Sequence
 from types import SimpleNamespace
@@ -21,10 +21,10 @@ WEIGHTS_PREFIX, STRATEGY_PREFIX, ORTHOGONAL_PREFIX = "weights/", "strategy/", "o
 
 
 class FlowerAveraging(ServerStrategy):
-    """Average the clients' weights, their next start, by one of Flower's strategies.
+    """Average the clients' weights by one of Flower's strategies.
 
-    `half` is the strategy's part on the clients, `stages` those that uploads have passed. `orthogonal` keeps
-    the average out of what old tasks use.
+    `half` is the strategy's part on the clients. `stages` are those that uploads have passed. `orthogonal`
+    keeps the average out of the subspaces of old tasks.
     """
 
     def __init__(
@@ -153,7 +153,7 @@ def _check_names(arrays: Arrays, model: Arrays) -> None:
 
 
 def strategy_state(strategy: Strategy) -> dict[str, np.ndarray]:
-    """Return the arrays of a Flower strategy: attributes that are a record, a dict or list of arrays."""
+    """Return a Flower strategy's arrays: attributes that are a record, or a dict or list of arrays."""
     arrays: dict[str, np.ndarray] = {}
     for attribute, value in vars(strategy).items():
         if isinstance(value, ArrayRecord):

@@ -88,7 +88,7 @@ def _strategy_class(name: str) -> Any:
     names = flower_strategy_names()
     if name not in names:
         raise UserError(
-            f"no strategy of Flower's named '{name}' can be used; {did_you_mean(name, names)}",
+            f"no usable strategy of Flower named '{name}'; {did_you_mean(name, names)}",
             key="fusion.strategy",
         )
     return getattr(flower, name)

@@ -50,7 +50,7 @@ class JobTime:
         return self._handed.pop(client)
 
     def work(self, client: int, job: int, handed: Handed, samples: int) -> float:
-        """Return the seconds of work on a job, with the draws of round `job`, for all training `samples`."""
+        """Return the seconds of work on a job; `job` is the round of its draws, `samples` the client's."""
         training = self._plan.scenario.training
         epochs = trained_epochs(self._plan.strategy, training.local_epochs)
         samples -= count_held_out(samples, self._kept_apart)
@@ -58,7 +58,7 @@ class JobTime:
         return self._clock.work(client, job, steps)
 
     def of_round(self, round: int, sent: Iterable[Message], replies: Mapping[int, Message]) -> float:
-        """Return the seconds of a synchronous round: those of its slowest client that did not fail."""
+        """Return the seconds of a synchronous round: those of its slowest successful client."""
         longest = 0.0
         for message in sent:
             client, handed = self._client_of(message), self.begin(message)

@@ -18,7 +18,7 @@ NAMED = 3
 
 
 class ChanceWatch:
-    """Reports clients that end a task, or a run, at chance; it has no state to resume."""
+    """Reports clients that end a task or a run at chance; it keeps no state."""
 
     def __init__(self, plan: Plan, recorder: Recorder) -> None:
         self._plan, self._recorder = plan, recorder

@@ -42,7 +42,7 @@ class Checkpoint:
 
 
 class Manifest:
-    """A checkpoint's manifest, on disk; a file with other bytes than written is `DamagedFile`.
+    """A checkpoint's manifest on disk; a file that does not match its digest raises `DamagedFile`.
 
     Attributes:
         clients: The file of every client's state, in the pool of clients.
@@ -94,7 +94,7 @@ def _content(path: Path) -> dict[str, Any]:
     if "clients" not in manifest:
         raise DamagedFile("an earlier release of fedkd wrote it")
     if manifest["round"] != round_of(path):
-        raise DamagedFile(f"it is that of round {manifest['round']}")
+        raise DamagedFile(f"it belongs to round {manifest['round']}")
     return manifest
 
 

@@ -117,7 +117,7 @@ class Measurements:
             self._recorder.metric("bytes_per_link", links.total / number, round=round, split="train")
 
     def server(self, round: int, figures: Mapping[str, float | None], task: int | None = None) -> None:
-        """Record the server's figures by metric, of a `task` that has ended, if any; a None is left out."""
+        """Record the server's figures by metric, of a finished `task` if given; None is left out."""
         for name, value in figures.items():
             if value is not None:
                 self._recorder.metric(name, value, round=round, split="train", task=task)

@@ -93,8 +93,7 @@ def transfer_probe(
     wanted = None if scenario.measure is None else scenario.measure.transferability
     if wanted is not None and control.deployment is not None:
         raise UserError(
-            "is for simulations: it has clients show predictions that their strategy may not exchange, and"
-            " learn from all others",
+            "is for simulations only: clients send predictions that their strategy may not exchange",
             key="measure.transferability",
         )
     return None if wanted is None else TransferProbe(scenario, wanted, labels)

@@ -1,4 +1,4 @@
-"""Fusion: aggregate clients' knowledge into guidance (start: `strategy`, then a method such as `fedmd`).
+"""Fusion: aggregate clients' knowledge into guidance (start with `strategy` and `fedmd`).
 
 A method is one frozen dataclass in one file, named as in the literature. `capabilities` states a strategy's
 needs and abilities, `views` its access to client and server. `registry` has all by name.

@@ -1,4 +1,4 @@
-"""Networks that a client trains besides its model, in the same steps."""
+"""Auxiliary networks of a client, trained in the same steps as its model."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Maker(Protocol):
         """Number of classes C."""
 
     def width(self, network: str = OWN_NETWORK) -> int:
-        """Return the feature width F of the model or of an earlier auxiliary; UserError without."""
+        """Return the feature width F of the model or an earlier auxiliary; UserError without one."""
 
     def like_own(self) -> nn.Module:
         """Return a fresh network of the architecture of the client's model."""
@@ -42,7 +42,7 @@ class AuxNetwork:
 
     Attributes:
         make: Makes it on the CPU, once for a client, with torch's draws seeded.
-        start: Initial draws: `shared` by all clients, as averaged models need, or of each `client`.
+        start: Initial draws: `shared` by all clients, for averaging, or separate for each `client`.
         trained: True if local training changes it, in the model's optimiser steps. Gradients are clipped for
             each network alone.
         lr: Learning rate of the first round; None: the model's.
@@ -77,13 +77,13 @@ class AuxNetworks:
         return dict(self.shared_args)
 
     def aux_networks(self) -> Mapping[str, AuxNetwork]:
-        """Return every client's further networks by name, in the order of their making."""
+        """Return every client's auxiliary networks by name, in order of creation."""
         return {}
 
     def predictor(self, client: ClientView) -> nn.Module | None:
-        """Return the network to evaluate, samples `[B, *input_shape]` to logits `[B, C]`; None: the model.
+        """Return the network to evaluate, `[B, *input_shape]` to logits `[B, C]`; None: the model.
 
-        It lies on the device of the client's model, which makes the uploads.
+        It is on the device of the client's model. Uploads always come from the model.
         """
         return None
 
@@ -120,5 +120,5 @@ _NONE = AuxNetworks()
 
 
 def aux_networks_of(strategy: FusionStrategy) -> AuxNetworks:
-    """Return a strategy's hooks for further networks, neutral ones without the mixin."""
+    """Return a strategy's hooks for auxiliary networks; without the mixin, neutral ones."""
     return strategy if isinstance(strategy, AuxNetworks) else _NONE

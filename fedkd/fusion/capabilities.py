@@ -35,8 +35,8 @@ Guided = Literal["all_alike", "each", "nobody"]
 """Receivers of guidance: all clients the same, each client its own, or none."""
 
 REACH: Mapping[Guided, str] = {
-    "all_alike": "all clients alike: who took part with the next message, who did not with the next training",
-    "each": "the clients that took part, each with what is made for it, with the next message",
+    "all_alike": "all clients, the same: participants with the next message, others with the next training",
+    "each": "the participants, each its own, with the next message",
     "nobody": "nobody",
 }
 """Receivers of guidance in words."""
@@ -65,7 +65,7 @@ class Capabilities:
 
     Attributes:
         needs: Requirements on clients, data and server; other scenarios are refused.
-        sends: Upload in words; ``"nothing"`` means that no message carries knowledge.
+        sends: Upload in words; ``"nothing"``: no message carries knowledge.
         kinds: Kind of each array of an `upload`, by name; a missing one is `Kind.OTHER`. The server refuses
             uploads that lack one of these.
         optional: Arrays of `kinds` that an upload may lack.
@@ -86,13 +86,13 @@ class Capabilities:
         averages: Average of predictions in `fuse`; filters fill in with it.
         mixes: True if personal targets are means of `Guidance.mixed` under weights.
         over_graph: Work without a server; None: it needs one.
-        requires_sync: Reason to wait for all clients of a round, to follow the strategy's name; None: none.
-        weighs_age: True if `fuse` counts rows by `Knowledge.freshness`.
+        requires_sync: Reason to wait for all clients of a round, as a predicate of the strategy; None: none.
+        weighs_age: True if `fuse` weighs rows by `Knowledge.freshness`.
         stale_decay: Weight factor per round of age of an absent client's last knowledge; None: left out.
         by_flower: True if one of Flower's strategies is the server's part.
         brings_model: True if every message carries the whole model, and clients keep none.
         shares_model: True if all clients of an architecture hold one model after fusion.
-        pools: True if models train on the samples of all clients.
+        pools: True if models train on all clients' samples.
         keeps_models: Number of further models of the client's own kind.
         learner: Name of the only learner that fits; None: any.
         held_out_share: Share of training samples that every client keeps apart (`ClientView.held_out`).

@@ -11,12 +11,12 @@ from fedkd.plugins import hyperparameters
 
 @hyperparameters
 class Centralized(FusionStrategy):
-    """Centralized training: all clients of an architecture share a model, trained on all samples.
+    """Centralized training: one model per architecture, trained on all clients' samples.
 
-    The upper bound of a federation whose data could be shared; their transport is not counted as traffic. A
-    round is `training.local_epochs` passes over all clients' training samples. It is trained in full,
-    whatever clients are sampled, drop out or are slow. Labels flipped by a poisoned client are flipped for
-    all. The local accuracy is that of the shared model on each client's own test split.
+    The upper bound of a federation that could share its data; traffic excludes their transport. A round is
+    `training.local_epochs` passes over all clients' training samples. Sampling, dropout and slow clients have
+    no effect. Labels flipped by a poisoned client are flipped for all. The local accuracy is that of the
+    shared model on each client's own test split.
     """
 
     name: ClassVar[str] = "centralized"

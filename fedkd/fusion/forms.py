@@ -1,9 +1,9 @@
 """Forms of arrays: checks of uploads and guidance by kinds and known sizes.
 
-A shape has a letter or number for each dimension, such as ``"M C"``. The server knows capital
-letters, or they agree for all clients of an architecture; a small letter is the client's own, and the same in
-all arrays of the upload. ``?`` behind a letter allows 0. ``<C`` at the end keeps every value below a size,
-``=C`` asks for that value.
+A shape has a letter or number for each dimension, such as ``"M C"``. The server knows the sizes of capital
+letters, or all clients of an architecture agree about them. A small letter is the client's own size, and the
+same in all arrays of the upload. ``?`` behind a letter allows 0. ``<C`` at the end bounds every value by a
+size, ``=C`` requires that value.
 
 Letters that the server may know:
 
@@ -43,7 +43,7 @@ Sizes = Mapping[str, int]
 
 
 class InvalidUpload(Exception):
-    """A one-line reason to refuse an upload; `diverged`: it has values that are no finite numbers."""
+    """A one-line reason to refuse an upload; `diverged`: some values are not finite."""
 
     def __init__(self, reason: str, *, diverged: bool = False) -> None:
         super().__init__(reason)
@@ -87,10 +87,10 @@ _SHAPE = re.compile(r"(?P<dimensions>[^<=]*)(?:(?P<relation>[<=])(?P<size>\w))?"
 def check_upload(
     strategy: FusionStrategy, arrays: Arrays, sizes: Sizes, network: Network | None = None
 ) -> None:
-    """Check one upload: names, types, shapes, values, and the fit of arrays to each other.
+    """Check one upload: names, types, shapes, values, and consistency of arrays.
 
     Args:
-        arrays: By name, past the server's half of all stages.
+        arrays: By name, after the server's part of all stages.
         sizes: Known sizes; a missing letter matches any number.
         network: The sender's; None: unknown, or it sends no weights.
 
@@ -99,13 +99,13 @@ def check_upload(
     """
     kinds = strategy.kinds_of(arrays)
     for name in sorted(required(strategy) - arrays.keys()):
-        raise InvalidUpload(f"array {name} is missing; it sent {', '.join(arrays) or 'nothing'}")
+        raise InvalidUpload(f"array {name} is missing; the client sent {', '.join(arrays) or 'nothing'}")
     known = dict(sizes)
     for name, values in arrays.items():
         form = FORMS[kinds[name]]
         if values.dtype.kind not in form.types:
             kind = kinds[name].name.lower().replace("_", " ")
-            raise InvalidUpload(f"array {name} is of type {values.dtype}, which {kind} cannot be")
+            raise InvalidUpload(f"array {name} is of type {values.dtype}, which does not fit {kind}")
         shape = strategy.capabilities.shapes.get(name, form.shape)
         bounds = (form.least, form.most)
         if shape is not None:
@@ -116,7 +116,7 @@ def check_upload(
 
 
 def required(strategy: FusionStrategy) -> set[str]:
-    """Return the arrays that every upload of a strategy has."""
+    """Return the arrays that every upload of a strategy must have."""
     can = strategy.capabilities
     counts = {LABEL_COUNTS} if can.label_counts else set()
     if not declares_upload(strategy):
@@ -125,7 +125,7 @@ def required(strategy: FusionStrategy) -> set[str]:
 
 
 def declares_upload(strategy: FusionStrategy) -> bool:
-    """Return whether a strategy states its upload: an `upload` of its own needs `kinds` of its own."""
+    """Return whether a strategy declares its upload: its own `upload` needs its own `kinds`."""
     kinds = strategy.capabilities.kinds
     return bool(kinds) and (kinds is not PREDICTIONS or type(strategy).upload is FusionStrategy.upload)
 
@@ -153,13 +153,13 @@ def check_guidance(strategy: FusionStrategy, arrays: Arrays, sizes: Sizes) -> No
     if shapes is None and not own:
         shapes = TAUGHT
     if shapes is TAUGHT and "targets" not in arrays:
-        raise InvalidUpload(f"array targets is missing; it has {', '.join(arrays) or 'nothing'}")
+        raise InvalidUpload(f"array targets is missing; guidance has {', '.join(arrays) or 'nothing'}")
     if shapes is not None and "samples" in shapes and "samples" not in arrays and "M" in known:
         known["k"] = known["M"]
     for name, values in arrays.items():
         pattern = next((p for p in shapes or () if fnmatchcase(name, p)), None)
         if shapes is not None and pattern is None:
-            raise InvalidUpload(f"array {name} is not what '{strategy.name}' sends")
+            raise InvalidUpload(f"array {name} is unknown to '{strategy.name}'")
         if values.dtype.kind not in "biuf":
             raise InvalidUpload(f"array {name} is of type {values.dtype}, must be real numbers")
         bounds = (-LARGEST_VALUE, LARGEST_VALUE) if values.dtype.kind == "f" else (-MOST, MOST)
@@ -173,8 +173,8 @@ def find_deviating_uploads(
 ) -> dict[int, InvalidUpload]:
     """Return how uploads of one architecture deviate from the majority, by client.
 
-    The majority decides about names and unknown capital letters; in a tie, the first client. Each upload fits
-    by itself; clients ascend.
+    The majority decides about names and unknown capital letters; in a tie, the first client. Each upload is
+    valid by itself; clients ascend.
     """
     found: dict[int, InvalidUpload] = {}
     names = _most(tuple(sorted(arrays)) for arrays in uploads.values())
@@ -209,7 +209,7 @@ def find_deviating_uploads(
 
 
 def check_feature_widths(strategy: str, clients: Sequence[int], widths: Sequence[int]) -> None:
-    """Raise UserError if features differ in width, with one client of each width."""
+    """Raise UserError if features differ in width, naming a client of each width."""
     first: dict[int, int] = {}
     for client, width in zip(clients, widths, strict=True):
         first.setdefault(width, client)
@@ -261,7 +261,7 @@ def _check_shape(
 
 
 def _check_values(name: str, values: np.ndarray, least: float, most: float) -> None:
-    """Check that all values are finite and within bounds: two reductions, and no copy."""
+    """Check that all values are finite and within bounds, without a copy."""
     if not values.size or values.dtype.kind == "b":
         return
     low, high = values.min().item(), values.max().item()  # NaN, if there is one

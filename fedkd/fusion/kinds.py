@@ -1,4 +1,4 @@
-"""Kinds of uploaded arrays, by which servers and attacks treat them."""
+"""Kinds of uploaded arrays, for servers and attacks."""
 
 from enum import Enum
 
@@ -27,7 +27,7 @@ class Kind(Enum):
 
     @property
     def is_logits_of_samples(self) -> bool:
-        """True if a row is the client's prediction for one sample, which can be forged."""
+        """True if a row is the client's prediction for one sample, which attacks can forge."""
         return self in (Kind.TRANSFER_LOGITS, Kind.SAMPLE_LOGITS)
 
     @property
@@ -42,5 +42,5 @@ class Kind(Enum):
 
     @property
     def is_honest(self) -> bool:
-        """True if even a poisoned client sends it unchanged, so that its upload looks right."""
+        """True if even a poisoned client sends it unchanged, so that its upload looks valid."""
         return self in (Kind.LABEL_COUNTS, Kind.COUNTERS, Kind.MASS, Kind.INDICES, Kind.CONSTANT)

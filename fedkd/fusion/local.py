@@ -11,7 +11,7 @@ from fedkd.plugins import hyperparameters
 
 @hyperparameters
 class Local(FusionStrategy):
-    """Every client trains alone, on its own samples; the transfer set is never touched."""
+    """Train every client on its own samples alone, without any exchange."""
 
     name: ClassVar[str] = "local"
     capabilities: ClassVar[Capabilities] = Capabilities(

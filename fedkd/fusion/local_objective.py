@@ -20,26 +20,26 @@ class LocalObjective:
     """μ of ``μ/2 · ‖w − w_received‖²``, added to the loss. A hyper-parameter of this name turns it on."""
 
     def before_training(self, client: ClientView) -> None:
-        """Prepare the client for the local training that begins, such as by its `memory`."""
+        """Prepare the client for its next local training."""
 
     def gradient_correction(self, client: ClientView) -> Arrays | None:
-        """Return arrays to add to every clipped gradient of the training, by parameter name."""
+        """Return arrays to add to every clipped gradient, by parameter name."""
         return None
 
     def local_loss(self, guidance: Arrays) -> LocalLoss | None:
-        """Return a term of the local loss by the client's last guidance, with `uses_local_loss`."""
+        """Return a term of the local loss from the client's last guidance, with `uses_local_loss`."""
         return None
 
     def local_step(self, client: ClientView, guidance: Arrays) -> LocalStep | None:
-        """Return the whole loss of private batches in the local training that begins.
+        """Return the whole loss of private batches for the next local training.
 
-        It replaces the cross entropy and `local_loss`; early stopping still judges by the cross entropy.
-        Guidance is the client's last with `uses_local_loss`; else, or before any, empty.
+        It replaces the cross entropy and `local_loss`; early stopping still uses the cross entropy. Guidance
+        is the client's last with `uses_local_loss`; otherwise, and at first, it is empty.
         """
         return None
 
     def phases(self, epochs: int, *, last: bool) -> Sequence[Phase] | None:
-        """Return the phases of a local training of ``training.local_epochs``; None: all weights in one.
+        """Return the phases of a local training of ``training.local_epochs``; None: one of all weights.
 
         A phase begins with a fresh optimiser, unless the scenario keeps its state. `last` is the training
         after the last fusion (``end_with = "training"``).
@@ -47,19 +47,21 @@ class LocalObjective:
         return None
 
     def rehearsal(self, client: ClientView) -> Rehearsal | None:
-        """Return samples to replay beside private ones, a batch as large as theirs each step."""
+        """Return samples to replay with private ones, in batches of equal size."""
         return None
 
     def infer(self, features: np.ndarray, guidance: Arrays) -> np.ndarray:
         """Return logits `[n, C]` by features `[n, F]` and the last guidance, with `infers_from_guidance`."""
-        raise NotImplementedError(f"'{type(self).__name__}' does not define `infer`, so it cannot answer")
+        raise NotImplementedError(
+            f"'{type(self).__name__}' does not define `infer`, so guidance cannot answer evaluations"
+        )
 
 
 _NONE = LocalObjective()
 
 
 def objective_of(strategy: FusionStrategy) -> LocalObjective:
-    """Return a strategy's hooks into local training; without the mixin, hooks without effect."""
+    """Return a strategy's hooks into local training; without the mixin, neutral ones."""
     return strategy if isinstance(strategy, LocalObjective) else _NONE
 
 

@@ -1,4 +1,4 @@
-"""Answers about a sample in four bytes: its two likeliest classes and their probabilities."""
+"""Predictions of a sample in four bytes: its two likeliest classes and their probabilities."""
 
 from typing import NamedTuple
 
@@ -33,7 +33,7 @@ def two_likeliest(probabilities: np.ndarray) -> np.ndarray:
 def predictions(answers: Answers, classes: int) -> np.ndarray:
     """Return the probabilities `[R, C]` float64 of answers, the rest spread evenly.
 
-    Rows always sum to 1: two shares above 1 together keep their ratio; a class named twice has both.
+    Rows always sum to 1. Two shares that sum to more than 1 keep their ratio; a class named twice gets both.
     """
     named = answers.classes.astype(np.int64)
     shares = answers.shares.astype(np.float64)

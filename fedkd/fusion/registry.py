@@ -1,4 +1,4 @@
-"""Fusion strategies by name, and checks of their hyper-parameters."""
+"""Fusion strategies by name, with checked hyper-parameters."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
@@ -144,7 +144,7 @@ def load_strategy_class(name: str, search: Sequence[str | Path] = ()) -> type[Fu
     """Return the class called `name`.
 
     Raises:
-        UserError: It is no dataclass derived from `FusionStrategy` with its methods.
+        UserError: It is not a dataclass derived from `FusionStrategy` with its methods.
     """
     cls = load_part(STRATEGIES, FusionStrategy, name, search, key=KEY)  # type: ignore[type-abstract]
     _refuse(name, cls)
@@ -158,7 +158,7 @@ def _refuse(name: str, strategy: FusionStrategy | type[FusionStrategy]) -> None:
 
 
 def _problem(strategy: FusionStrategy | type[FusionStrategy]) -> str | None:
-    """Return the defect that would surface in a client in the middle of a run, if any.
+    """Return a defect that would otherwise appear in the middle of a run, if any.
 
     Capabilities that depend on hyper-parameters are checked once these are known.
     """
@@ -176,28 +176,30 @@ def _problem(strategy: FusionStrategy | type[FusionStrategy]) -> str | None:
     gradients = "gradients" in can.needs
     distils = can.sends != "nothing" and not can.uses_local_loss and not overrides_hook(cls, "apply")
     if distils and not overrides_hook(cls, "loss"):
-        return "does not define `loss`, what its clients minimise when they learn from guidance"
+        return "does not define `loss`, which its clients minimise in distillation"
     if can.infers_from_guidance and not overrides_hook(cls, "infer"):
-        return "says that guidance answers, but does not define `infer`, which does"
+        return "answers evaluations from guidance, but does not define `infer`"
     if overrides_hook(cls, "predictor") and not gradients:
-        return 'has a network that answers in evaluations, so it `needs` clients of "gradients"'
+        return 'has a network that answers evaluations, so it `needs` clients of "gradients"'
     several = issubclass(cls, AuxNetworks) and cls.eval_models
     if several and (not overrides_hook(cls, "eval_model") or not gradients):
         return 'has several models measured, so it defines `eval_model` and `needs` clients of "gradients"'
     if can.trials and not gradients:
-        return 'has clients try guidance out, so it `needs` clients of "gradients"'
+        return 'lets clients try guidance, so it `needs` clients of "gradients"'
     if overrides_hook(cls, "aux_networks") and (not gradients or can.pools or can.brings_model):
-        return 'has clients train networks besides theirs, so each has its own, and it `needs` "gradients"'
+        return (
+            'lets clients train auxiliary networks, so each keeps its own model, and it `needs` "gradients"'
+        )
     if can.pools and can.sends != "nothing":
-        return "pools all clients' samples, so its clients are one model with nothing to send"
+        return "pools all clients' samples, so it must send nothing"
     stacked = [kind for kind in can.kinds.values() if kind.is_stacked]
     if len(set(stacked)) < len(stacked):
-        return "declares two arrays of a kind in its `kinds` of which there can only be one"
+        return "declares two arrays of one kind in `kinds`, but a stacked kind takes one"
     return None
 
 
 def strategy_source(strategy: type[FusionStrategy]) -> str:
-    """Return the paper of a strategy and the difference to it; empty for fedkd's own."""
+    """Return a strategy's paper and its departure from it; empty for fedkd's own."""
     return "; ".join(text for text in (strategy.paper, strategy.source_note) if text)
 
 

@@ -1,4 +1,4 @@
-"""Size of a server's work in a round, from which strategies estimate their cost."""
+"""Size of a server's work in a round, for estimates of its cost."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -52,10 +52,10 @@ class ServerModel(ServerCost):
     """Epochs on the transfer set; a hyper-parameter."""
 
     def server_cost(self, extent: RoundExtent) -> float:
-        """Return the operations of training the model and of asking it."""
+        """Return the operations of training the model and of its predictions."""
         return extent.model * extent.samples * (FORWARDS_PER_TRAINING_STEP * self.server_epochs + 1)
 
 
 def dense(*widths: int) -> float:
-    """Return the operations of a forward pass of consecutive linear layers of these widths."""
+    """Return the operations of a forward pass of linear layers of these widths."""
     return 2.0 * sum(before * after for before, after in pairwise(widths))

@@ -1,4 +1,4 @@
-"""A fusion strategy: hyper-parameters, one pure `fuse`, and the seven hooks that it may define."""
+"""A fusion strategy: hyper-parameters and seven hooks, among them a pure `fuse`."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Knowledge:
         label_counts: Training samples of each class, `[N, C]`; only for a strategy with `label_counts`.
         age: Rounds since each row was computed, `[N]`; None: all are of this round. Above 0 only with a
             `stale_decay`, a cache of knowledge, or asynchronous rounds.
-        new: True if each row came with this round, `[N]` bool; None: those of age 0 did.
+        new: True if a row came with this round, `[N]` bool; None: rows of age 0 did.
         freshness: Weight of each row by its age, `[N]` in (0, 1], in asynchronous rounds of a strategy that
             `weighs_age`; None: all rows count alike.
         awaited: Uploads of this round that come with a later call of `fuse`, since a client sent two; only
@@ -43,8 +43,8 @@ class Knowledge:
         labels: True labels of these samples, `[M]` int64; only for a strategy that needs `transfer_labels`.
         server: Models of the server; only for a strategy that needs `weights` or a `server`.
         seed: Source of the strategy's own draws.
-        classes_met: Outputs `[K]`, ascending, of the classes of all tasks so far, in a round with which all
-            clients end a task to begin another; else None.
+        classes_met: Outputs `[K]`, ascending, of the classes of all tasks so far, if all clients end a task
+            with this round and begin another; else None.
         round: The round, 1-based.
         rounds: Rounds of the whole run.
         mixing: Mixing weights over the round's links, receiver first, `[N, N]`; only for a strategy that is
@@ -87,7 +87,7 @@ class Knowledge:
 
     @property
     def has_come(self) -> np.ndarray:
-        """Rows that came with this round, `[N]` bool; their clients alone receive personal guidance."""
+        """Rows that came with this round, `[N]` bool; only their clients receive personal guidance."""
         if self.new is not None:
             return self.new
         return np.ones(len(self.clients), dtype=bool) if self.age is None else self.age == 0
@@ -103,17 +103,17 @@ class Guidance:
         weights: Share that each receiver (row) took from each sender (column), `[N, N]`; a diagnostic.
         distances: Distance of each sender from each receiver, which decided the weights, `[N, N]`; a
             diagnostic.
-        mixed: Probabilities `[N, M, C]` of which personal targets are the means under `weights`; None:
-            targets are made otherwise. A diagnostic.
+        mixed: Probabilities `[N, M, C]`, if personal targets are their means under `weights`; else None. A
+            diagnostic.
         memory: Arrays for the next round's `fuse`; checkpoints hold them.
         shared: Further arrays that every client receives, by name.
         personal: Further arrays of each client, in client order.
         absent: Arrays of clients that took no part, besides the shared ones, by client index.
         for_absent: Arrays of every other client that took no part, besides the shared ones.
 
-    Guidance without anything personal is for every client of the federation. Participants receive guidance
-    with the next message of any kind. Absent clients receive the newest that they missed, as a rule with the
-    next training. So the frequency of evaluations changes no result. Weights come with evaluations too.
+    Guidance without personal arrays is for every client of the federation. Participants receive it with their
+    next message of any kind. Absent clients receive the newest, as a rule with their next training. So
+    results do not depend on the frequency of evaluations. Weights come with evaluations too.
     """
 
     targets: np.ndarray | None
@@ -178,7 +178,7 @@ class FusionStrategy(ABC):
         capabilities = Capabilities()
 
     def for_clients(self, *, one_architecture: bool) -> Self:
-        """Return the strategy with the defaults that the clients' models decide: ``replace(self, share=…)``.
+        """Return the strategy with defaults that depend on clients' models: ``replace(self, share=…)``.
 
         Raises:
             UserError: A hyper-parameter does not fit these models.
@@ -208,11 +208,11 @@ class FusionStrategy(ABC):
         """Return guidance: ``Guidance(targets=softmax(knowledge.logits).mean(axis=0))``.
 
         It is pure: equal knowledge and memory give equal guidance. `memory` is `Guidance.memory` of the
-        previous round; in the first that of `prepare`, or empty.
+        previous round, or of `prepare` in the first, or empty.
         """
 
     def end_task(self, knowledge: Knowledge, guidance: Guidance) -> Guidance:
-        """Return guidance with which all clients end a task: ``replace(guidance, shared=…)``.
+        """Return the guidance at the end of a common task: ``replace(guidance, shared=…)``.
 
         `knowledge` has `classes_met`; `guidance` is that of `fuse`.
         """
@@ -223,7 +223,7 @@ class FusionStrategy(ABC):
     def upload(self, client: ClientView) -> dict[str, np.ndarray]:
         """Return arrays to send after local training, such as ``{"logits": client.logits()}``, the default.
 
-        Arrays of a stacked kind reach `fuse` under names of their own, all others in `Knowledge.payload`.
+        Arrays of a stacked kind reach `fuse` by their own names, all others in `Knowledge.payload`.
         """
         arrays = {"logits": client.logits()}
         if self.capabilities.label_counts:
@@ -238,13 +238,13 @@ class FusionStrategy(ABC):
         """
         found = self.targets_of(client, guidance)
         if found is None:
-            raise KeyError(f"'{self.name}' gave guidance without targets; its `apply` has to say what to do")
+            raise KeyError(f"'{self.name}' gave guidance without targets, so it must define `apply`")
         return found
 
     def loss(self, student_logits: Tensor, targets: Tensor) -> Tensor:
         """Return the distillation loss of a batch, such as ``kd_kl(student_logits, targets)``, a scalar.
 
-        Both are `[B, C]`: the client's own logits, and the same samples' rows of its guidance.
+        Both are `[B, C]`: the client's logits, and the same samples' targets.
         """
         raise NotImplementedError(f"'{self.name}' does not define `loss`, so its clients cannot distil")
 
@@ -253,7 +253,7 @@ class FusionStrategy(ABC):
     def targets_of(self, client: ClientView, guidance: Arrays) -> Distillation | None:
         """Return targets `[K, C]` of guidance and their samples `[K]`, as ``(guidance["targets"], None)``.
 
-        Fidelity is measured by them. None: guidance has no targets. Samples None: all transfer samples.
+        They serve to measure fidelity. None: guidance has no targets. Samples None: all transfer samples.
         """
         if "targets" not in guidance:
             return None
@@ -272,11 +272,11 @@ class FusionStrategy(ABC):
         return {}
 
     def kinds_of(self, upload: Arrays) -> dict[str, Kind]:
-        """Return the kind of each array of an upload; the names may be the model's."""
+        """Return the kind of each array of an upload, which may be named like the model's weights."""
         return {name: self.capabilities.kinds.get(name, Kind.OTHER) for name in upload}
 
     def misfit(self, upload: Arrays, sizes: Mapping[str, int], network: Network | None) -> str | None:
-        """Return the reason to refuse arrays that do not fit each other: ``"has 3 masks for 2 tasks"``."""
+        """Return the reason to refuse inconsistent arrays: ``"has 3 masks for 2 tasks"``."""
         return None
 
 
@@ -284,16 +284,16 @@ MIXINS = (LocalObjective, AuxNetworks, ServerCost)
 
 
 def overrides_hook(strategy: FusionStrategy | type[FusionStrategy], hook: str) -> bool:
-    """Return whether a strategy defines a hook of the base or of a mixin itself."""
+    """Return whether a strategy overrides a hook of the base or a mixin."""
     own = getattr(strategy if isinstance(strategy, type) else type(strategy), hook, None)
     return own is not None and all(own is not getattr(base, hook, None) for base in (FusionStrategy, *MIXINS))
 
 
 def distils_targets(strategy: FusionStrategy) -> bool:
-    """Return whether clients distil targets of transfer samples, so that they can rehearse them."""
+    """Return whether clients distil targets of transfer samples, and can rehearse them."""
     return not strategy.capabilities.uses_local_loss and overrides_hook(strategy, "loss")
 
 
 def replaces_predictor(strategy: FusionStrategy) -> bool:
-    """Return whether evaluations may be answered by something else than the client's model."""
+    """Return whether evaluations may use another predictor than the client's model."""
     return strategy.capabilities.infers_from_guidance or overrides_hook(strategy, "predictor")

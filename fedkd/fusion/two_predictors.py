@@ -22,18 +22,17 @@ ALONE = "alone"
 
 @hyperparameters
 class TwoPredictors(LocalObjective, AuxNetworks, Experts):
-    """Class experts for one model of each client, and beside it one that learns its own samples alone.
+    """Mix a distilled and a local model of each client in evaluations.
 
     ::
 
-        b     the client's model: learns own samples and the experts' targets, and is what it uploads
-        a     a network like it: learns own samples alone, in the same steps
-        g     = Σ_c∈lacked b_c(x)                  how likely the guided one finds it that x is of a class
-                                                   of which the client has no training sample
-        p(x)  = (1 − g) a(x) + g b(x)              what answers in evaluations
+        b     the client's model: learns own samples and the experts' targets, and makes the uploads
+        a     a network of the same architecture: learns own samples alone, in the same steps
+        g     = Σ_c∈lacked b_c(x)                  b's probability of classes without own training samples
+        p(x)  = (1 − g) a(x) + g b(x)              the prediction in evaluations
 
     It is the control for strategies with one model that is good at both: it forgets nothing, at twice the
-    memory and arithmetic of local training. `a` is `local` with other first weights.
+    memory and arithmetic of local training. `a` is `local` with other initial weights.
     """
 
     name: ClassVar[str] = "two_predictors"
@@ -45,11 +44,11 @@ class TwoPredictors(LocalObjective, AuxNetworks, Experts):
         return replace(super().capabilities, needs={"gradients"})
 
     def aux_networks(self) -> Mapping[str, AuxNetwork]:
-        """Return a, which starts from weights of each client's own."""
+        """Return a, with its own initial weights on each client."""
         return {ALONE: AuxNetwork(lambda make: make.like_own(), start="client")}
 
     def local_step(self, client: ClientView, guidance: Arrays) -> LocalStep:
-        """Return the cross entropies of both, of which each moves its own network."""
+        """Return the sum of both cross entropies; each trains its own network."""
         from fedkd.training import cross_entropy
 
         alone = client.network(ALONE)

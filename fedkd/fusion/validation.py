@@ -9,7 +9,7 @@ from fedkd.errors import UserError
 
 
 def check_arrays(given: Any, what: str) -> None:
-    """Raise a TypeError unless `given`, called `what` in messages, maps names to arrays of numbers."""
+    """Raise a TypeError about `what` unless `given` maps names to arrays of numbers."""
     if not isinstance(given, Mapping):
         raise TypeError(f"{what} is a {type(given).__name__}; must be a dict of NumPy arrays by name")
     for name, values in given.items():
@@ -21,9 +21,9 @@ def check_arrays(given: Any, what: str) -> None:
 
 
 class ReceivedGuidance(dict[str, np.ndarray]):
-    """Guidance on a client; a missing array is an error that names it."""
+    """Guidance on a client; access to a missing array raises an error with its name."""
 
     def __missing__(self, name: str) -> NoReturn:
         raise UserError(
-            f"guidance is refused: array {name} is missing; it has {', '.join(self) or 'nothing'}"
+            f"guidance is refused: array {name} is missing; guidance has {', '.join(self) or 'nothing'}"
         )

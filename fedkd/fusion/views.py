@@ -1,4 +1,4 @@
-"""Interfaces through which a strategy uses a client and the server."""
+"""Interfaces of a client and the server for strategies."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ gradient in these weights."""
 
 @dataclass(frozen=True)
 class Phase:
-    """Epochs of local training, at most one for a straggler, of parameters that `trains` selects."""
+    """Epochs of local training of the parameters that `trains` selects; at most one for stragglers."""
 
     epochs: int
     trains: Callable[[str], bool]
@@ -86,20 +86,20 @@ class TrialLogits:
 
 @dataclass(frozen=True, eq=False)
 class Network:
-    """Zeros of the shapes and types of a network's weights, and the names of the trained ones."""
+    """Shapes and types of a network's weights, as zeros, and the names of the trained ones."""
 
     weights: Arrays
     trainable: tuple[str, ...]
 
     @classmethod
     def like(cls, weights: Arrays, trainable: Iterable[str]) -> Network:
-        """Return the network of such weights, without memory for their values."""
+        """Return the description of given weights, without memory for values."""
         zeros = {name: np.broadcast_to(np.zeros((), w.dtype), w.shape) for name, w in weights.items()}
         return cls(zeros, tuple(trainable))
 
 
 class Supermask(Protocol):
-    """The mask that a client learns for its present task, over all d weights in the network's order."""
+    """A client's mask of its present task, over all d weights in the network's order."""
 
     @property
     def is_settled(self) -> bool:
@@ -113,18 +113,18 @@ class Supermask(Protocol):
         """Return the packed bits `[⌈d/8⌉]` uint8, as of `numpy.packbits`."""
 
     def taken(self) -> np.ndarray | None:
-        """Return the bits of weights in earlier tasks' masks, empty at first; None: no weight is trained."""
+        """Return the bits of earlier tasks' masks, empty at first; None: weights are never trained."""
 
     def agree(self, log_odds: np.ndarray, taken: np.ndarray | None) -> None:
-        """Set the mask by log odds `[≥ d]` of all clients' masks; where they are 0, the own one decides.
+        """Set the mask by log-odds `[≥ d]` of all clients' masks; at 0 the own mask decides.
 
-        `taken` are the bits of weights that are no longer trained.
+        `taken` are the bits of weights whose training has ended.
         """
 
 
 @dataclass(frozen=True, eq=False)
 class Rehearsal:
-    """Samples `[M, *input_shape]` to replay with targets `[M, ...]`; `loss` is added to that of a batch."""
+    """Samples `[M, *input_shape]` to replay with targets `[M, ...]`, and their additional loss."""
 
     samples: np.ndarray
     targets: np.ndarray
@@ -191,13 +191,13 @@ class ClientView(Protocol):
         """Batch size of local training."""
 
     def own_rows(self) -> np.ndarray:
-        """Return this round's training samples `[n]`, ascending, without those kept apart."""
+        """Return this round's training samples `[n]`, ascending, without held-out ones."""
 
     def generator(self, purpose: str) -> np.random.Generator:
         """Return the random generator for a purpose on this client in this round."""
 
     def private_gradient(self, weights: Arrays, of: Sequence[str]) -> PrivateGradient:
-        """Return the gradient in the weights named `of` of a model with `weights`, in evaluation mode."""
+        """Return a function for the gradient in the weights `of`, in evaluation mode with `weights`."""
 
     def supermask(self) -> Supermask:
         """Return the mask of the present task. Needs `masks`."""
@@ -208,13 +208,13 @@ class ClientView(Protocol):
 
     @property
     def learned(self) -> tuple[int, ...]:
-        """Tasks of a stream that the client has finished, this round's training included, in order."""
+        """The client's finished tasks of a stream, this round's included, in order."""
 
     def learner_tells(self, tasks: Sequence[int]) -> dict[str, np.ndarray]:
-        """Return the learner's arrays by name; `tasks` are places in the client's order of earlier tasks."""
+        """Return the learner's arrays by name; `tasks` are places of earlier tasks in the client's order."""
 
     def tell_learner(self, arrays: Arrays) -> None:
-        """Hand a strategy's arrays to the learner that is made for it."""
+        """Hand the strategy's arrays to its learner."""
 
     def distil(self, targets: np.ndarray, samples: np.ndarray | None = None) -> None:
         """Distil targets `[K, C]` of transfer samples `[K]` at once; samples None: the whole transfer set."""
@@ -222,12 +222,12 @@ class ClientView(Protocol):
     def trial(self, targets: np.ndarray, samples: np.ndarray, asked: np.ndarray) -> TrialLogits:
         """Distil targets `[K, C]` for one epoch, predict the `asked` samples `[A]`, and restore the model.
 
-        Trials of a round share first weights and order of samples. Needs `trials`.
+        Trials of a round share initial weights and order of samples. Needs `trials`.
         """
 
 
 class ServerModels(Protocol):
-    """Models that the server builds, runs and trains, on the transfer set or on uploads."""
+    """Models of the server, for predictions and training on the transfer set or uploads."""
 
     @property
     def clients(self) -> int:
@@ -253,7 +253,7 @@ class ServerModels(Protocol):
         """Shape of a sample, ``(channels, height, width)`` or ``(features,)``."""
 
     def network(self, architecture: Architecture, weights: Arrays | None = None) -> nn.Module:
-        """Return a new network on the CPU; without weights a fresh one, equal at each call."""
+        """Return a new network on the CPU; without weights it is initialised, equally at each call."""
 
     def seed(self, purpose: str) -> int:
         """Return the seed of the strategy's own draws for a purpose in this round."""
@@ -277,7 +277,7 @@ class ServerModels(Protocol):
         """Train a model on the transfer set with Adam and a cosine schedule; return its new weights.
 
         Targets are arrays `[M, ...]`. After `patience` epochs (0: never) without a lower loss on the
-        `validation` share of samples, training stops and the best weights return.
+        `validation` share of samples, training stops and restores the best weights.
         """
 
     def fit(

@@ -25,8 +25,8 @@ from fedkd.scenario import ClientGroup, Scenario
 class ModelFactory:
     """Makes fresh models of a client group.
 
-    A sample has `input_shape`, ``(channels, height, width)`` or ``(features,)``, and `input_dtype`: float32,
-    or int64 of integers such as token ids. `outputs` is the number of classes C, or more. `plugin_path` has
+    `input_shape` of a sample is ``(channels, height, width)`` or ``(features,)``. `input_dtype` is float32,
+    or int64 for integers such as token ids. `outputs` is the number of classes C, or more. `plugin_path` has
     the folders of ``.py`` files for ``"module:factory"``.
     """
 
@@ -41,7 +41,7 @@ class ModelFactory:
         _factory(self.group, self.plugin_path)
 
     def make(self, seed: int) -> nn.Module | Estimator:
-        """Return a fresh model: a network in float32 on the CPU in training mode, or an estimator."""
+        """Return a fresh model: a float32 network on the CPU in training mode, or an estimator."""
         with seeded_torch(seed):
             model = self._call()
             if isinstance(model, nn.Module):
@@ -49,7 +49,7 @@ class ModelFactory:
                 # One forward pass finds a wrong shape before round 1, and sets the shapes of lazy layers.
                 _check_forward(model, blank_inputs(2, self._shape, self.input_dtype), self.outputs)
         if not isinstance(model, nn.Module):
-            # An object's attributes may raise.
+            # Attributes of a plug-in object may raise.
             with plugin_call(f"'{self.group.model}' made a {type(model).__name__}, which", "clients.model"):
                 check_estimator(self.group.model, model)
             return model
@@ -128,7 +128,7 @@ def blank_inputs(
 def forward_flops(
     model: nn.Module, input_shape: Sequence[int], input_dtype: np.dtype | type = np.float32
 ) -> int:
-    """Return the operations of a sample's forward pass; if uncountable, two for each parameter."""
+    """Return the operations of a sample's forward pass; if unknown, two per parameter."""
     parameter = next(model.parameters(), None)
     device = parameter.device if parameter is not None else torch.device("cpu")
     counter = FlopCounter()
@@ -145,7 +145,7 @@ def _check_args(factory: Callable[..., Any], group: ClientGroup) -> None:
     refuse_if(not callable(factory), told, "clients.model")
     try:
         parameters = list(inspect.signature(factory).parameters.values())
-    except (TypeError, ValueError):  # compiled callables have no signature to check against
+    except (TypeError, ValueError):  # compiled callables have no signature
         return
     if is_estimator_class(factory) or _takes_keywords_alone(factory):
         own = parameters
@@ -189,7 +189,7 @@ def _check_forward(model: nn.Module, inputs: Tensor, classes: int) -> None:
     except Exception as error:
         kind = "" if inputs.is_floating_point() else " of integers"
         looks_up = any(isinstance(part, nn.Embedding | nn.EmbeddingBag) for part in model.modules())
-        hint = "; an embedding looks up integers, which stay such with data.normalise = false"
+        hint = "; embeddings need integers: set data.normalise = false"
         told = f"fails on an input {list(inputs.shape)}{kind} with {described(error)}"
         told += hint * (looks_up and inputs.is_floating_point())
         raise UserError(told, key="clients.model") from error

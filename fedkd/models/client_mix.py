@@ -8,7 +8,7 @@ from fedkd.scenario import ClientGroup, Scenario
 
 
 def client_models(scenario: Scenario) -> list[ClientGroup]:
-    """Return the group of every client, in proportion to shares, spread evenly; nothing is drawn."""
+    """Return the group of every client, in proportion to shares and spread evenly."""
     groups, clients = scenario.clients, scenario.data.clients
     counts = apportion(clients, [group.share for group in groups])
     # The j-th of k clients of a group belongs in the middle of the j-th of k equal parts.
@@ -21,7 +21,7 @@ def client_models(scenario: Scenario) -> list[ClientGroup]:
 
 
 def architecture_names(groups: Sequence[ClientGroup]) -> list[str]:
-    """Return the name of every group's architecture, with the arguments that distinguish namesakes."""
+    """Return every group's architecture name, with the arguments that differ between equal names."""
     kinds: dict[str, list[dict[str, Any]]] = {}
     for group in groups:
         kinds.setdefault(group.model, [])
@@ -38,7 +38,7 @@ def architecture_names(groups: Sequence[ClientGroup]) -> list[str]:
 
 
 def apportion(clients: int, shares: list[float]) -> list[int]:
-    """Return the clients of each share by largest remainders, one at least if there are enough."""
+    """Return the number of clients per share by largest remainders, at least one if possible."""
     # As decimals, exactly as written: 0.1 + 0.2 is 0.3 here.
     exact = [Fraction(str(share)) for share in shares]
     quotas = [clients * share / sum(exact) for share in exact]

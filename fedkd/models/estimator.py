@@ -1,8 +1,8 @@
 """Client models with `fit` and `predict_proba`, such as a random forest beside a CNN.
 
-They learn from guidance by *weighted refitting*. A fresh fit sees private samples with weight 1, and every
-transfer sample once per class, weighted by the guidance's probability of that class. So their state is the
-last guidance: arrays, not a pickle. A classifier with its own `distill` continues: see `IncrementalModel`.
+They learn from targets by *weighted refitting*. A fresh fit sees private samples with weight 1. It sees every
+transfer sample once per class, weighted by the target's probability of the class. So their state is the last
+targets: arrays, not a pickle. A classifier with its own `distill` continues: see `IncrementalModel`.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ def sgd(input_shape: tuple[int, ...], classes: int, *, alpha: float = 1e-3, **ar
 
 
 class EstimatorModel:
-    """An estimator with refits that are equal to the last bit."""
+    """An estimator with refits that are equal bit for bit."""
 
     def __init__(self, make: Callable[[], Estimator], classes: int) -> None:
         self._make, self._classes = make, classes
@@ -146,7 +146,7 @@ class EstimatorModel:
 
 
 def predicted_logits(estimator: Any, x: np.ndarray, classes: int) -> np.ndarray:
-    """Return a fitted estimator's logits, or log-probabilities, `[n, C]`; least for unseen classes."""
+    """Return a fitted estimator's logits or log-probabilities `[n, C]`, lowest for unseen classes."""
     if len(x) == 0:  # classifiers refuse to predict an empty array
         return np.zeros((0, classes), dtype=np.float32)
     gives_logits = callable(getattr(estimator, "predict_logits", None))
@@ -202,13 +202,13 @@ def flatten(x: np.ndarray) -> np.ndarray:
 
 
 def is_estimator_class(factory: Any) -> bool:
-    """Return whether a plug-in is a class of estimators like scikit-learn's, not a factory."""
+    """Return whether a plug-in is an estimator class, such as scikit-learn's."""
     predicts = hasattr(factory, "predict_proba") or hasattr(factory, "predict_logits")
     return isinstance(factory, type) and hasattr(factory, "fit") and predicts
 
 
 def check_estimator(name: str, estimator: Any) -> None:
-    """Refuse an object that is neither a torch module nor an estimator, by a `UserError`."""
+    """Raise a `UserError` unless the object is an estimator."""
 
     def has(method: str) -> bool:
         return callable(getattr(estimator, method, None))
@@ -270,7 +270,7 @@ class IncrementalModel(EstimatorModel):
         self._fitted = self._estimator
 
     def state(self) -> dict[str, np.ndarray]:
-        """Return the estimator's own state, if any; a `UserError` if it is not a table of arrays."""
+        """Return the estimator's own state, if any; a `UserError` unless it maps names to arrays."""
         if self._fitted is None:
             return {}
         given = self._estimator.state()

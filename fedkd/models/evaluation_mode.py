@@ -1,4 +1,4 @@
-"""Predictions that leave the model as it is."""
+"""Predictions that leave the model unchanged."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,7 +9,7 @@ from torch import nn
 
 @contextmanager
 def evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """Put a model in evaluation mode without gradients; its outputs may still become targets."""
+    """Put a model in evaluation mode without gradients in the block."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:

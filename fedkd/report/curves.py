@@ -6,7 +6,7 @@ from math import ceil
 import numpy as np
 
 from fedkd.report.chart import MOST_COLUMNS, Chart, Curve, Panel, is_wide
-from fedkd.report.metrics import Metric
+from fedkd.report.metrics import TEST_SAMPLES, Metric, sample_note
 from fedkd.report.statistics import FEWEST_SEEDS, interval
 from fedkd.report.study import Curve as Recorded
 from fedkd.report.study import Study, StudyRun, group_looks, group_title
@@ -90,9 +90,12 @@ def _chart(
         panels.append(Panel(study.block_title(block), curves, x, shown.label, columns, rows))
     ends = [c.x[-1] for panel in panels for c in panel.marks if isinstance(c, Curve) and c.x is not None]
     name, title, width = f"{kind}-{shown.name}", words.capitalize(), panels_across(study)
+    parts = [int(size) for run in runs for _, size in run.curves.get(TEST_SAMPLES, ())]
+    tested = sample_note(parts) if shown.name.endswith("_global") else ""
+    caption = f"{HOW_TO_READ} Measured on the common test set{tested}." if tested else HOW_TO_READ
     if across is None:
-        return Chart(name, title, panels, width, HOW_TO_READ, ticks="whole")
-    return Chart(name, title, panels, width, HOW_TO_READ, "log" if is_wide(ends) else "linear")
+        return Chart(name, title, panels, width, caption, ticks="whole")
+    return Chart(name, title, panels, width, caption, "log" if is_wide(ends) else "linear")
 
 
 def panels_across(study: Study) -> int:

@@ -1,8 +1,12 @@
 """Titles, units, scales and rankings of metrics."""
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Literal
+
+TEST_SAMPLES = "test_samples_global"
+"""Number of common test samples behind the figures of a round before the last."""
 
 
 @dataclass(frozen=True)
@@ -121,3 +125,12 @@ CONTINUAL_METRICS = tuple(
 """Metrics of a run over a stream of tasks, in its summary if they are defined.
 
 A bench adds `intransigence` and `gain_over_single`, which need a second run."""
+
+
+def sample_note(sizes: Iterable[int]) -> str:
+    """Word the test samples behind points before the last round; empty: all samples."""
+    sizes = sorted(set(sizes))
+    if not sizes:
+        return ""
+    number = f"{sizes[0]:,}" if len(sizes) == 1 else f"{sizes[0]:,} to {sizes[-1]:,}"
+    return f", before the last round on {number} of its samples"

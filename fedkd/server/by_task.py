@@ -19,11 +19,11 @@ TASK = "task/"
 class TaskwiseFusion:
     """Fuse each task by itself.
 
-    For a strategy that does not fuse by task (`Capabilities.fuses_by_task`) all clients count as at one.
+    A strategy that does not fuse by task (`Capabilities.fuses_by_task`) sees all clients at one task.
 
     Args:
         knowledge_cache: Settings of the cache for absent clients and other tasks; None: no cache.
-        backward: True if guidance is also for clients at another task with knowledge in the cache.
+        backward: True if clients at another task get guidance too, if the cache has their knowledge.
         exponent: Of `staleness`, in asynchronous rounds; None: they are synchronous.
         peers: Links between clients; None: there is a server.
     """
@@ -84,7 +84,10 @@ class TaskwiseFusion:
         return found
 
     def begin(self, clients: Collection[int]) -> None:
-        """Leave initial guidance for all clients before a task's first round (unknown ones: the first)."""
+        """Leave initial guidance for all clients before a task's first round.
+
+        If no client is known, the first task begins.
+        """
         for task, fusing in self.of_clients(clients or [None]).items():
             fusing.begin([client for client in clients if self.task_of(client) == task])
 

@@ -17,9 +17,14 @@ DEPARTURES = "departures"
 class ClientJob:
     """A client's work between a download and an upload.
 
-    It `began` in a round, draws by round `key`, and starts at second `start`. `working` are its seconds of
-    work (before its end a lower bound). `size` are the bytes of its download, `steps` those of distilling it.
-    `over` is the arrival of its upload; NaN: unknown yet.
+    Attributes:
+        began: Round in which it began.
+        key: Round of its random draws.
+        start: Second at which it starts.
+        working: Seconds of work; a lower bound until it is done.
+        size: Bytes of its download.
+        steps: Steps of distilling the download.
+        over: Second at which its upload arrives; NaN: not known yet.
     """
 
     client: int
@@ -43,7 +48,7 @@ class ClientJob:
 
 
 class JobsInFlight:
-    """The jobs under way, one a client and at most `concurrency`, by (time, client) of their ends."""
+    """The jobs in flight, by (time, client) of their ends: one per client, at most `concurrency`."""
 
     def __init__(self, clients: int, concurrency: int, seed: int) -> None:
         self._clients, self._concurrency, self._seed = clients, concurrency, seed
@@ -65,7 +70,7 @@ class JobsInFlight:
         return chosen
 
     def key(self, client: int, round: int) -> int:
-        """Return the round of the draws of a client's next job: this one, or one not used yet."""
+        """Return the round of the draws of a client's next job: this round, or the next unused one."""
         return max(round, int(self._keys[client]) + 1)
 
     def depart(self, job: ClientJob) -> None:

@@ -87,7 +87,7 @@ def _mixed(
 ) -> Guidance:
     weights, mixed = guidance.weights, guidance.mixed
     if weights is None or mixed is None:
-        raise TypeError("a strategy that `mixes` has to return the weights of its guidance and what is mixed")
+        raise TypeError("a strategy with `mixes` must return `weights` and `mixed` in its Guidance")
     if has_personal_filter(filters):
         pairs = [filtered_mixture(own[None], mixed, keep) for own, keep in zip(weights, keeps, strict=True)]
         targets, taught = (np.concatenate(parts) for parts in zip(*pairs, strict=True))

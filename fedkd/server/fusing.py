@@ -36,8 +36,8 @@ MODEL, PENDING = "model/", "pending/"
 class ServerKnowledge:
     """The server's facts besides uploads, of a federation or one of its tasks.
 
-    `transfer_size` is the number M of transfer samples (None: all are always used), `labels` `[M]` their true
-    labels. `models` and `classes_met` return a round's, if any.
+    `transfer_size` is the number M of transfer samples (None: all are always used). `labels` `[M]` are their
+    true labels. `models` and `classes_met` return those of a round, if any.
     """
 
     transfer_size: int | None = None
@@ -57,8 +57,11 @@ class Fusing:
     fused, unless the strategy weighs old knowledge. `exponent` is that of `staleness`; None: rounds are
     synchronous.
 
-    `report` and `links` are of the last fusion. `cache` has every client's last knowledge if old knowledge is
-    fused. `model` has the newest weights by name if messages contain the model.
+    Attributes:
+        report: Weights between clients in the last fusion.
+        links: Links used in the last fusion.
+        cache: Every client's last knowledge, if old knowledge is fused.
+        model: The newest weights by name, if messages contain the model.
     """
 
     def __init__(
@@ -113,8 +116,8 @@ class Fusing:
             return
         if not isinstance(guidance, Guidance):
             raise TypeError(f"prepare returned a {type(guidance).__name__}; must be a Guidance")
-        check_arrays(guidance.memory, "the first guidance's memory")
-        check_arrays(guidance.shared, "what the first guidance gives clients")
+        check_arrays(guidance.memory, "the initial Guidance.memory")
+        check_arrays(guidance.shared, "the initial Guidance.shared")
         self._memory = dict(guidance.memory)
         if self.strategy.capabilities.brings_model:
             self.model = dict(guidance.shared)
@@ -145,8 +148,8 @@ class Fusing:
         Args:
             everyone: All known clients.
             elsewhere: Clients at another task, which get no guidance for absent ones.
-            backward: True if those of them with fused knowledge get guidance like absent clients.
-            awaited: Uploads of the round that come with another call.
+            backward: True if clients elsewhere with fused knowledge get guidance like absent clients.
+            awaited: Number of the round's uploads that come with another call.
         """
         self.report, capabilities = None, self.strategy.capabilities
         if not uploads or capabilities.sends == "nothing":

@@ -40,21 +40,19 @@ def check_guidance(guidance: Guidance, knowledge: Knowledge) -> None:
         raise TypeError(f"fuse returned a {type(guidance).__name__}; must be a Guidance")
     clients = knowledge.clients
     if not isinstance(guidance.personal, Sequence) or len(guidance.personal) not in (0, len(clients)):
-        raise ValueError(
-            f"the guidance's personal must be a list of {len(clients)} tables, one for each client"
-        )
+        raise ValueError(f"Guidance.personal must be a list of {len(clients)} tables, one for each client")
     if not isinstance(guidance.absent, Mapping):
         raise TypeError(
-            f"the guidance's absent is a {type(guidance.absent).__name__}; must be a table by client"
+            f"Guidance.absent is a {type(guidance.absent).__name__}; must be a dict of tables by client"
         )
     took_part = guidance.absent.keys() & set(clients)
     if took_part:
-        raise ValueError(f"the guidance for absent clients names client {min(took_part)}, who took part")
+        raise ValueError(f"Guidance.absent has client {min(took_part)}, which took part in the round")
     others = {} if guidance.for_absent is None else guidance.for_absent
-    check_arrays(guidance.memory, "the guidance's memory")
+    check_arrays(guidance.memory, "Guidance.memory")
     all_given = (guidance.shared, *guidance.personal, *guidance.absent.values(), others)
     for given in {id(given): given for given in all_given}.values():  # many may share one
-        check_arrays(given, "what the guidance gives clients")
+        check_arrays(given, "a client's guidance")
         for name, values in given.items():
             _check_numbers(values, name)
     if guidance.weights is not None:
@@ -86,4 +84,4 @@ def _check_table(values: Any, name: str, shapes: list[list[int]] | None) -> None
 
 def _check_numbers(values: np.ndarray, name: str) -> None:
     if np.issubdtype(values.dtype, np.floating) and np.isnan(values).any():
-        raise ValueError(f"the guidance's {name} are not all numbers (NaN)")
+        raise ValueError(f"the guidance's {name} contain NaN")

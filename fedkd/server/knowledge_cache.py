@@ -18,7 +18,7 @@ LEAST = 1e-12
 
 @dataclass(frozen=True, eq=False)
 class Upload:
-    """A client's upload in a round: arrays by name, training samples, bytes on the way (0: unknown)."""
+    """A client's upload in a round: arrays by name, training samples, sent bytes (0: unknown)."""
 
     round: int
     arrays: Arrays
@@ -73,7 +73,7 @@ class KnowledgeCache:
 
 
 def staleness(age: np.ndarray, exponent: float) -> np.ndarray:
-    """Return s(τ) = (1 + τ)^−a `[N]`: an upload's weight after τ = `age` versions; a is the exponent."""
+    """Return s(τ) = (1 + τ)^−a `[N]`, the weight of uploads of age τ; a is the exponent."""
     return (1.0 + age) ** -exponent
 
 
@@ -127,7 +127,7 @@ def evict(caches: Mapping[int, KnowledgeCache], most: int) -> None:
 
 
 def _mean_of_sent(uploads: Sequence[Upload], name: str) -> tuple[np.ndarray, np.ndarray]:
-    """Return the mean of the probabilities sent of each sample `[M, C]`, and which samples have any `[M]`."""
+    """Return the mean sent probabilities `[M, C]`, and the samples that have any `[M]`."""
     q = np.stack([softmax(upload.arrays[name]) for upload in uploads])
     if PREDICTIONS_SENT in uploads[0].arrays:
         return filtered_mean(

@@ -54,7 +54,7 @@ class Mailbox:
         return None if client is None else self._own.pop(client, None)
 
     def take_missed(self, client: int | None, *, leave: bool = False) -> GuidanceParcel | None:
-        """Return the newest that a client missed (None: for all clients); with `leave` it stays."""
+        """Return the newest guidance that a client missed (None: for all clients); with `leave` it stays."""
         if client is None:
             return self._for_all
         return self._missed.get(client) if leave else self._missed.pop(client, None)

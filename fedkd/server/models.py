@@ -166,7 +166,7 @@ class TransferSetModels:
         self._run(self._purpose("fit"), network, inputs, loss, spec, epochs, batch_size)
 
     def _purpose(self, kind: str) -> str:
-        """Return another purpose for each training: models of one round must not see the same batches."""
+        """Return a new purpose for each training, so that models of a round see different batches."""
         self._calls += 1
         return f"server-{kind}-{self._calls}"
 

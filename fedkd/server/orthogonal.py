@@ -71,7 +71,7 @@ class OrthogonalTraining:
     - weights and biases of the present task's own outputs.
 
     Other parameters (biases, scales and shifts of normalisation) stay, as they change old outputs. (The
-    authors' code lets biases go on.)
+    authors' code goes on training biases.)
     """
 
     def __init__(self, settings: Orthogonal, weights: WeightRoles) -> None:

@@ -90,7 +90,7 @@ def _merged(
     clients: Sequence[int], parts: Sequence[tuple[Sequence[int], np.ndarray]], between: float
 ) -> np.ndarray:
     """Return tables of some clients each as one of all `[N, N]` float64, with `between` elsewhere."""
-    # A client is in two parts if the cache has its knowledge of a former task: its last place counts.
+    # A client is in two parts if the cache has its knowledge of a former task; its last place counts.
     place = {client: position for position, client in enumerate(clients)}
     whole = np.full((len(clients), len(clients)), between)
     for own, values in parts:

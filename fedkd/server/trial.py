@@ -36,7 +36,7 @@ LOOKED_AT = 8
 
 
 class UntrainedModels(TransferSetModels):
-    """Models on the server that are not trained: a loss is computed once, on two samples."""
+    """Untrained models on the server: a loss is computed once, on two samples."""
 
     def train(
         self,
@@ -58,7 +58,7 @@ class UntrainedModels(TransferSetModels):
 
 
 def attributes_of(strategy: FusionStrategy) -> dict[str, Any]:
-    """Return copies of the hyper-parameters, by name, and of the classes' attributes, by class and name."""
+    """Return copies of hyper-parameters by name, and of class attributes by class and name."""
     found = {field.name: getattr(strategy, field.name, None) for field in fields(strategy)}
     for owner in type(strategy).__mro__:
         if issubclass(owner, FusionStrategy) and owner is not FusionStrategy:
@@ -79,8 +79,8 @@ def check_pure(strategy: FusionStrategy, first: Arrays, second: Arrays, before: 
     for name in {**first, **second}:
         if not _equal(first.get(name), second.get(name)):
             raise UserError(
-                f"'{strategy.name}' must answer equal knowledge equally, got other {name.rpartition('/')[2]}"
-                f" from a second `fuse`; {advice}",
+                f"'{strategy.name}' must return the same guidance for the same knowledge, but a second `fuse`"
+                f" returned other {name.rpartition('/')[2]}; {advice}",
                 key=KEY,
             )
 
@@ -104,7 +104,7 @@ def check_targets(strategy: FusionStrategy, guidance: Arrays) -> None:
     sees_softmax = np.isnan(plain) or np.isclose(plain, shifted, rtol=1e-3, atol=1e-4)
     if sees_softmax and not np.isclose(plain, moved, rtol=1e-3, atol=1e-4):
         raise UserError(
-            f"'{strategy.name}' must give probabilities as targets, which its `loss` compares with a softmax;"
+            f"targets of '{strategy.name}' must be probabilities, as its `loss` compares them with a softmax;"
             f" got rows from {rows.min():.3g} to {rows.max():.3g} that sum to {sums[0]:.3g}",
             key=KEY,
         )
@@ -150,8 +150,8 @@ def trial_exchange(plan: Plan, data: Data) -> tuple[int, int]:
     """Return the first round's bytes of uploads, and of guidance and requests.
 
     If untrained clients agree on nothing, guidance counts as a float for each class and sample. The
-    server's models are untrained, and nothing is filtered. Of a stream, the first task's data are taken. A
-    strategy that breaks a contract (see `check_pure` and `check_targets`) is a `UserError`.
+    server's models are untrained, and nothing is filtered. In a stream, the first task's data are used. A
+    strategy that breaks a contract (see `check_pure` and `check_targets`) raises `UserError`.
     """
     unfiltered = plan.scenario.fusion.model_copy(update={"filters": []})
     plan = replace(plan, scenario=plan.scenario.model_copy(update={"fusion": unfiltered}))

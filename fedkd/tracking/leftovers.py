@@ -45,16 +45,19 @@ class TemporaryFolder:
             self._folder = tempfile.TemporaryDirectory(prefix=prefix, ignore_cleanup_errors=True)
             self.path = Path(self._folder.name)
             with suppress(FileNotFoundError):  # another process removed it before the lock
-                self._held = os.open(self.path, os.O_RDONLY)
-                fcntl.flock(self._held, fcntl.LOCK_SH)
+                held = os.open(self.path, os.O_RDONLY)
+                fcntl.flock(held, fcntl.LOCK_SH)
                 if self.path.is_dir():
+                    self._held: int | None = held
                     return
-                os.close(self._held)
+                os.close(held)
 
     def close(self) -> None:
-        """Remove the folder."""
+        """Remove the folder; a second call does nothing."""
         self._folder.cleanup()
-        os.close(self._held)
+        held, self._held = self._held, None
+        if held is not None:
+            os.close(held)
 
 
 def _remove_if_dead(folder: Path) -> None:

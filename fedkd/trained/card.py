@@ -15,8 +15,8 @@ USE = """```python
 from load import load  # load.py lies beside this file
 
 client = load({index}{task})
-client.predict(x)      # names of classes, of samples {samples} as the data set stores them
-client.model           # torch module in evaluation mode, of normalised samples: client.normalise(x)
+client.predict(x)      # class names of samples {samples}, as the data set stores them
+client.model           # torch module in evaluation mode; takes client.normalise(x)
 ```"""
 
 
@@ -111,13 +111,13 @@ def _data(run: TrainedRun) -> list[str]:
         tasks = "; ".join(f"{n}: {_plain(name)}" for n, name in enumerate(task_names(data)))
         told.append(f"Tasks: {tasks}. A model answers with the classes of its task.")
     told.append(
-        "Samples are normalised by the train split's mean and standard deviation, which `clients.json`"
-        " has; uint8 is divided by 255 first."
+        "Samples are normalised by the train split's mean and standard deviation (see `clients.json`);"
+        " uint8 is divided by 255 first."
         if scenario.data.normalise
         else "Samples are used as stored; uint8 is divided by 255."
     )
     if first_task(data).skew:
-        told.append("Each client's samples were changed in a way of its own (`heterogeneity`).")
+        told.append("Each client's samples were transformed differently (`heterogeneity`).")
     return told
 
 
@@ -133,28 +133,28 @@ def _notes(run: TrainedRun, entries: Sequence[Entry], left_out: Mapping[int, str
         )
     if plan.capabilities.infers_from_guidance:
         notes.append(
-            f"The strategy answers from what the server sent (`{plan.strategy.name}`), not from the model's"
-            " outputs: the exported networks do not, and differ from the accuracies."
+            f"The strategy `{plan.strategy.name}` predicts from guidance, not from the model's outputs. The"
+            " exported networks use their outputs, so their accuracies differ."
         )
     if (kappa := plan.scenario.fusion.logit_adjustment) != 0:
         told = '"auto"' if kappa == "auto" else f"{kappa:g}"
         notes.append(
             f"Accuracies include a logit adjustment to each client's classes (`logit_adjustment = {told}`);"
-            " the exported networks do not."
+            " the exported networks have none."
         )
     if plan.learner is not None and plan.learner.overrides("predict"):
         notes.append(
-            f"The learner `{plan.learner.name}` answers by what it remembers, not by the model's outputs:"
-            " the exported networks do not, and differ from the accuracies."
+            f"The learner `{plan.learner.name}` predicts from its memory, not from the model's outputs. The"
+            " exported networks use their outputs, so their accuracies differ."
         )
     if isinstance(run.data, FederatedStream):
         notes += [
-            f"Task {task.index} is of images turned by {_plain(task.name)}, which `load.py` does not apply."
+            f"Images of task {task.index} are rotated by {_plain(task.name)}; `load.py` does not rotate them."
             for task in run.data
             if isinstance(task.transform, Rotation)
         ]
     if plan.capabilities.brings_model:
-        notes.append("The server averages weights: all clients of this round are the same network.")
+        notes.append("The server averages weights: all clients of this round have the same network.")
         if plan.scenario.end_with == "training":
             notes.append("The accuracies include a last private training; the average does not.")
     return ["## Notes", "\n".join(f"- {note}" for note in notes)] if notes else []

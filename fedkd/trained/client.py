@@ -53,7 +53,7 @@ class TrainedClient:
     task: int | None = None  # task of the stream; None without a stream
     task_name: str | None = None
     tasks: tuple[int, ...] = ()
-    """Tasks that the client has met, in the order of their last visits; empty without a stream."""
+    """Tasks that the client has begun, in the order of their last visits; empty without a stream."""
     transform: Transform | None = None  # the task's change of normalised samples; None: no change
     _answer: Callable[[np.ndarray], np.ndarray] = field(repr=False)
     _of_task: Callable[[int], TrainedClient] | None = field(default=None, repr=False)
@@ -88,11 +88,12 @@ class TrainedClient:
         return self.logits(x).argmax(axis=1)
 
     def of_task(self, task: int) -> TrainedClient:
-        """Return the client's model of a task that it has met, with that task's effective weights."""
+        """Return the client's model of a task that it has learned, with the task's effective weights."""
         if self._of_task is None:
             raise UserError("the run has no stream of tasks")
         if task not in self.tasks:
-            raise UserError(f"client {self.index} has not met task {task!r}; it has met {sorted(self.tasks)}")
+            choices = ", ".join(map(str, sorted(self.tasks)))
+            raise UserError(f"client {self.index} has not learned task {task!r}; choose one of {choices}")
         return self._of_task(task)
 
 
@@ -109,16 +110,16 @@ class TrainedRun:
         self._store = CheckpointStore(self.folder)
         kept = self._store.rounds()
         if not kept:
-            raise UserError("has no checkpoint yet, so there is no trained client", file=str(self.folder))
+            raise UserError("has no trained client, as it has no checkpoint yet", file=str(self.folder))
         if round is not None and round not in kept:
-            why = f"no checkpoint of round {round!r}; there are those of {' and '.join(map(str, kept))}"
+            why = f"no checkpoint of round {round!r}; choose one of {', '.join(map(str, kept))}"
             raise UserError(why, file=str(self.folder))
         self.round = kept[-1] if round is None else round
         self.data: Data = load_data(self.plan.scenario, progress)
         self.architectures = architecture_names(self.plan.groups)
 
     def client(self, index: int) -> TrainedClient:
-        """Return a client; raise a `UserError` if it is missing or its checkpoint is damaged."""
+        """Return a client; `UserError`: it is missing or its checkpoint is damaged."""
         clients = self.plan.scenario.data.clients
         if not isinstance(index, int) or not 0 <= index < clients:
             raise UserError(f"no client {index!r}; the run has 0 to {clients - 1}")
@@ -182,7 +183,7 @@ class TrainedRun:
 
 
 class TrainedNode(TrainedRun):
-    """The client of a deployed node after its newest run; a `UserError` if it is missing."""
+    """The client of a deployed node after its newest run; a missing one raises `UserError`."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder.absolute()
@@ -193,7 +194,7 @@ class TrainedNode(TrainedRun):
         own = found.share.client
         newest = None if own is None else newest_state(self.folder, own, found.federation)
         if newest is None or self.plan.capabilities.brings_model:
-            why = "its client has joined no run yet" if newest is None else "its model is the server's"
+            why = "its client has not joined a run yet" if newest is None else "its model is the server's"
             raise UserError(f"has no trained client: {why}", file=str(self.folder))
         step, self._state = newest
         self.round = int(step.rpartition(" ")[2])
@@ -221,6 +222,6 @@ def load_client(folder: str | Path, index: int, *, round: int | None = None) -> 
     """
     if isinstance(folder, str | os.PathLike) and (Path(folder) / SHARE_MANIFEST).is_file():
         if round is not None:
-            raise UserError("a node keeps its newest client only: no round can be chosen")
+            raise UserError("round must be left out: a node keeps its newest client only")
         return TrainedNode(Path(folder)).client(index)
     return TrainedRun(folder, round).client(index)

@@ -54,9 +54,12 @@ def export(
 ) -> Export:
     """Write a run's clients to a folder, whole or not at all.
 
-    `out` is by default ``export`` in the run folder; an earlier export there is replaced. `round` needs a
-    checkpoint; absent: the last. An export without clients is a `UserError`, and so is an `out` that holds
-    other files or cannot be written.
+    Args:
+        out: The folder, by default ``export`` in the run folder; an earlier export is replaced.
+        round: A round with a checkpoint; None: the last.
+
+    Raises:
+        UserError: There is no client to export, or `out` holds other files or cannot be written.
     """
     run = TrainedRun(folder, round, progress)
     target = expand_path(out, key="--out").absolute() if out else run.folder / FOLDER
@@ -97,7 +100,7 @@ class _Writer:
                 left_out[index] = f"its model is {kind}, not a network of tensors; see fedkd.load_client"
         if not clients:
             kind = left_out[0].partition(",")[0].removeprefix("its model is ")
-            why = f"no client of this run is a network of tensors, client 0 is {kind}"
+            why = f"no client of this run has a network of tensors, client 0 has {kind}"
             raise UserError(f"{why}; fedkd.load_client loads them", file=str(run.folder))
         described: dict[str, Any] = {"fedkd": __version__, "run": run.plan.scenario.name, "round": run.round}
         described["clients"] = {str(index): client for index, client in clients.items()}

@@ -63,8 +63,8 @@ def network_source(
 ) -> str | None:
     """Return torch-only source of a class that computes a network in evaluation mode.
 
-    The source comes from a symbolic trace and is tested: it must take the network's tensors and give its
-    outputs. Networks whose control flow depends on the samples return None. The network is on the CPU.
+    The source comes from a symbolic trace. A test checks that it takes the network's tensors and gives the
+    same outputs. None: the control flow depends on the samples. The network is on the CPU.
     """
     network = network.eval()
     try:

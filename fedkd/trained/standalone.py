@@ -49,7 +49,7 @@ class Loaded:
     def normalise(self, x: np.ndarray) -> np.ndarray:
         """Return samples [n, ...] of the data set, normalised as in training."""
         if self.degrees is not None:
-            told = f"samples of this task are turned by {self.degrees:g}°: pass turned ones to `model`"
+            told = f"samples of this task are rotated by {self.degrees:g}°: pass rotated ones to `model`"
             raise ValueError(told)
         x, of = np.asarray(x), self.normalisation
         if of["integers"]:
@@ -81,8 +81,10 @@ def clients() -> dict[str, Any]:
 def load(client: int, task: int | None = None, network: torch.nn.Module | None = None) -> Loaded:
     """Return a client's model.
 
-    client: its index. task: a task of the stream; None: the last that the client learned. network: your
-    module, if clients.json names none for the client.
+    Args:
+        client: Its index.
+        task: A task of the stream; None: the last that the client learned.
+        network: Your module, if clients.json names none for the client.
     """
     known = clients()["clients"]
     if str(client) not in known:

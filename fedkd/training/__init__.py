@@ -1,4 +1,4 @@
-"""Local optimisation: the loop, losses, optimisers and evaluation, on torch and numpy alone."""
+"""Local optimisation: the loop, losses, optimisers and evaluation, with torch and numpy alone."""
 
 import lazy_loader
 

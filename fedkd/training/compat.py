@@ -1,4 +1,4 @@
-"""Torch's private names in training, tested with torch 2.13."""
+"""Private names of torch in training, tested with torch 2.13."""
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext

@@ -31,7 +31,7 @@ def resolve_device(name: str) -> torch.device:
 
 @contextmanager
 def limit_torch_threads(number: int) -> Iterator[None]:
-    """Compute on this number of torch threads in the block; it affects the last bits of sums."""
+    """Set the number of torch threads in the block; it affects the last bits of sums."""
     before = torch.get_num_threads()
     torch.set_num_threads(number)
     try:
@@ -70,6 +70,6 @@ def prepare_model(model: nn.Module, device: torch.device | str, *, fast: bool = 
 
 
 def prepare_inputs(array: np.ndarray | Tensor, device: torch.device | str) -> Tensor:
-    """Return an array as a tensor on the device, if possible without a copy; images stay channels first."""
+    """Return an array as a tensor on the device, without a copy if possible; images stay channels first."""
     tensor = as_tensor(array) if isinstance(array, np.ndarray) else array
     return tensor.to(device)

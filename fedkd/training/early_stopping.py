@@ -13,7 +13,7 @@ from fedkd.training.evaluate import predict_in_batches
 
 @dataclass(frozen=True, eq=False)
 class EarlyStopping:
-    """Stops training before its last epoch and restores the best weights, perhaps the initial ones.
+    """Stops training early and restores the best weights, perhaps the initial ones.
 
     Attributes:
         arrays: Held-out tensors ``[n, ...]``, n ≥ 1: inputs, then further arguments of `loss`.
@@ -35,7 +35,7 @@ class EarlyStopping:
 
 
 class BestWeights:
-    """The weights with the lowest held-out loss so far, buffers and other trained tensors included."""
+    """The weights of lowest held-out loss so far, with buffers and other trained tensors."""
 
     def __init__(self, stopping: EarlyStopping, model: nn.Module, tensors: Iterable[Tensor] = ()) -> None:
         self._stopping = stopping
@@ -51,7 +51,7 @@ class BestWeights:
         return self._waited >= self._stopping.patience
 
     def look(self) -> bool:
-        """Compare the weights after an epoch with the best so far; return True if they are better."""
+        """Compare the weights with the best so far; return True if they are better."""
         loss = self._held_out_loss()
         better = loss < self._loss
         if better:

@@ -21,7 +21,7 @@ AT_ONCE_BATCH_LAST = 128
 
 @dataclass(frozen=True)
 class Score:
-    """Accuracy and mean cross entropy on labelled samples, nan without any, and the `correct` ones `[n]`."""
+    """Accuracy and mean cross entropy on labelled samples, nan without any; `correct` is `[n]`."""
 
     accuracy: float
     loss: float
@@ -37,14 +37,14 @@ def predict_in_batches(
 ) -> Tensor:
     """Return outputs ``[M, ...]`` float32 of samples ``[M, *input_shape]``, on their device.
 
-    `outputs` maps a batch ``[B, *input_shape]`` to ``[B, ...]`` and uses `model` in evaluation mode. Batches
-    are fixed, because their size changes last bits; `batch_size` None depends on the model. On a CPU, `lanes`
-    batches run side by side on idle processors if all modules are recordable.
+    `outputs` maps a batch ``[B, *input_shape]`` to ``[B, ...]`` and uses `model` in evaluation mode.
+    `batch_size` is fixed, because it changes last bits; None: the model decides. On a CPU, `lanes` batches
+    run concurrently on idle processors if all modules are recordable.
     """
     if batch_size is None:
         own = any(isinstance(module, Conv2d) for module in model.modules())
         batch_size = AT_ONCE_BATCH_LAST if own else AT_ONCE
-    starts = range(0, max(len(x), 1), batch_size)  # no samples are one empty batch: its output has C columns
+    starts = range(0, max(len(x), 1), batch_size)  # no samples: one empty batch, for C columns
     parts = [x[start : start + batch_size] for start in starts]
     lanes = min(lanes, len(parts))
     if lanes > 1 and (x.device.type != "cpu" or not all_recordable(model)):

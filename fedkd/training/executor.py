@@ -1,7 +1,7 @@
-"""Executors of jobs, and trainings of many clients side by side.
+"""Executors of jobs, and concurrent trainings of many clients.
 
-A client's training is a coroutine: it yields a `TrainJob`, receives the `FitResult`, and continues until its
-end. An executor can run many clients' jobs at once::
+A client's training is a coroutine: it yields a `TrainJob`, receives the `FitResult`, and continues. An
+executor can run many clients' jobs at once::
 
     def training(client) -> Training[float]:
         result = yield TrainJob(client.model, ...)
@@ -50,10 +50,10 @@ class LoopExecutor:
 
 
 def run_trainings(trainings: Sequence[Training[T]], executor: Executor) -> list[T | Exception]:
-    """Run trainings side by side to their ends, and return their values.
+    """Run trainings concurrently to their ends, and return their values.
 
     In every turn the executor gets the next job of each. A job's exception is raised inside its training; an
-    exception that leaves a training is its outcome. No two trainings share a model.
+    uncaught exception is the training's outcome. Trainings share no model.
     """
     outcomes: dict[int, T | Exception] = {}
     results: dict[int, Any] = dict.fromkeys(range(len(trainings)))
@@ -75,7 +75,7 @@ def run_trainings(trainings: Sequence[Training[T]], executor: Executor) -> list[
 
 
 def run_training(training: Training[T], executor: Executor | None = None) -> T:
-    """Run one training to its end, by default in the loop, and return its value or raise its exception."""
+    """Run one training to its end, by default in the loop; return its value or raise."""
     (outcome,) = run_trainings([training], executor or LoopExecutor())
     if isinstance(outcome, Exception):
         raise outcome

@@ -41,7 +41,7 @@ class AuxBatches:
 
 
 class StepRules(Protocol):
-    """Rules of a training step of one or more batches (`TrainJob.accumulate`), besides its loss."""
+    """Additional rules of a training step of one or more batches (`TrainJob.accumulate`)."""
 
     @property
     def idle(self) -> bool:
@@ -53,10 +53,10 @@ class StepRules(Protocol):
 
     @property
     def reads(self) -> Sequence[Tensor]:
-        """Tensors besides the model's that a step reads or changes in place, always in one order."""
+        """Tensors besides the model's that a step reads or changes in place, in a fixed order."""
 
     def draw(self) -> Sequence[Tensor]:
-        """Draw the next step's samples besides its batch, outside of recordings, if there is a kind."""
+        """Draw the next step's extra samples, outside of recordings, if there is a kind."""
 
     @property
     def parameters(self) -> Sequence[Tensor]:
@@ -69,7 +69,7 @@ class StepRules(Protocol):
         """Return a scalar to add to the loss of a batch, `[B, ...]` of each array; None: nothing."""
 
     def after_backward(self) -> None:
-        """Called once a step to change gradients, which are averaged, clipped and corrected."""
+        """Called once a step to change gradients, after averaging, clipping and correction."""
 
     def after_step(self) -> None:
         """Called after the optimiser has changed the parameters."""
@@ -97,9 +97,9 @@ class AuxNetwork:
 
 @dataclass(frozen=True, eq=False)
 class TrainJob:
-    """Some epochs of training: all that an executor needs.
+    """Some epochs of training, with everything that an executor needs.
 
-    A `ValueError` refuses `accumulate` below 1, and auxiliary networks in a job of a kind.
+    `accumulate` below 1, or auxiliary networks in a job with a kind, raise a `ValueError`.
 
     Attributes:
         model: Trained in place, on the device of the arrays.
@@ -157,10 +157,10 @@ class TrainJob:
         if self.accumulate < 1:
             raise ValueError(f"accumulate must be ≥ 1, got {self.accumulate}")
         if self.aux_networks and self.kind is not None:
-            raise ValueError("a job with auxiliary networks is like no other, so its kind is None")
+            raise ValueError("a job with auxiliary networks must have no kind")
 
     def signature(self, tensors: Mapping[str, Tensor] | None = None) -> Hashable:
-        """Return a key of the kernels of a step, without batch sizes; `tensors` of the model, if known."""
+        """Return a key of a step's kernels, without batch sizes; `tensors` of the model, if known."""
         if tensors is None:
             tensors = dict([*self.model.named_parameters(), *self.model.named_buffers()])
         aux = () if self.aux_batches is None else self.aux_batches.arrays

@@ -22,8 +22,9 @@ def fit(job: TrainJob, replays: Replays | None = None) -> FitResult:  # noqa: C9
     """Train the job's model in place and leave it in training mode.
 
     Each epoch visits the samples in a fresh permutation. The last batch may be smaller; models with BatchNorm
-    skip a last batch of one sample, which has no variance. The same job gives the same bits on one device
-    with one number of threads. `TrainingDiverged` is raised if a loss, or a weight at the end, is not finite.
+    skip a last batch of one sample, which has no variance. The same job gives the same bits on the same
+    device and number of threads. `TrainingDiverged` is raised if a loss, or a weight at the end, is not
+    finite.
     """
     model, rules = job.model, job.rules
     networks = [model, *(aux.network for aux in job.aux_networks)]
@@ -123,7 +124,7 @@ def sum_over_samples(losses: list[Tensor], sizes: list[int]) -> float:
 
 def all_finite(parameters: Sequence[Tensor]) -> bool:
     with torch.no_grad():
-        # A sum is finite only if its terms are, and takes a tenth of the time of a check per number.
+        # A sum is finite only if its terms are; it is ten times faster than a check of each number.
         if torch.stack([parameter.sum() for parameter in parameters]).isfinite().all():
             return True
         return bool(torch.stack([parameter.isfinite().all() for parameter in parameters]).all())

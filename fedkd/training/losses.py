@@ -1,4 +1,4 @@
-"""Losses of a client, each a float32 mean over the samples of a batch; targets are constants."""
+"""Losses of a client, as float32 means over a batch; targets are constants."""
 
 import torch
 import torch.nn.functional as F

@@ -50,7 +50,7 @@ def make_optimizer(
     parameters: Iterable[Tensor],
     beside: Sequence[tuple[Sequence[Tensor], float | None]] = (),
 ) -> torch.optim.Optimizer:
-    """Return a fresh optimiser of the parameters that require a gradient; a `UserError` for unknown names.
+    """Return a fresh optimiser of the trainable parameters; a `UserError` for unknown names.
 
     Fused kernels update all parameters in one call, a fifth to a third faster for Adam and small
     convolutional models. torch has none for RMSprop. Parameters `beside` have their own learning rate; None:
@@ -130,7 +130,7 @@ class LrSchedule:
 
 
 def round_lr(lr: float, schedule: LrSchedule, round: int, rounds: int) -> float:
-    """Return the learning rate of a 1-based round, given that of the first."""
+    """Return the learning rate of a 1-based round, given that of round 1."""
     if schedule.name == "cosine":
         return lr * 0.5 * (1.0 + math.cos(math.pi * (round - 1) / rounds))
     if schedule.name == "step":

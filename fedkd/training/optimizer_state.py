@@ -13,7 +13,7 @@ LOOSE = "tensor."
 
 
 def names_of(parameters: Sequence[Tensor], own: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:
-    """Return parameters by their names in a model; others are called ``tensor.<index>``."""
+    """Return parameters by their names in a model; others are named ``tensor.<index>``."""
     names = {id(parameter): name for name, parameter in own}
     return {
         names.get(id(parameter), f"{LOOSE}{index}"): parameter for index, parameter in enumerate(parameters)
@@ -51,9 +51,9 @@ def load_optimizer_state(
     named: Mapping[str, Tensor],
     state: Mapping[str, Tensor],
 ) -> None:
-    """Let a fresh optimiser continue from copies of an `optimizer_state`, of any layout and device.
+    """Load copies of an `optimizer_state`, of any layout and device, into a fresh optimiser.
 
-    A parameter whose state is incomplete begins afresh: a learner may change the trained tensors or the
+    A parameter with incomplete state starts afresh, since a learner may change the trained tensors or the
     optimiser. Other entries are ignored. A wrong shape is a `ValueError`.
     """
     for name, parameter in named.items():
@@ -73,5 +73,5 @@ def _laid_out_like(parameter: Tensor, value: Tensor, name: str) -> Tensor:
     if value.shape != parameter.shape:
         shapes = f"{tuple(value.shape)}, its parameter {tuple(parameter.shape)}"
         raise ValueError(f"optimiser state {name} has the shape {shapes}")
-    # Fused kernels pair elements by where they lie: a file knows nothing of channels last.
+    # Fused kernels pair elements by memory position, and files do not store channels last.
     return torch.empty_like(parameter, dtype=value.dtype, requires_grad=False).copy_(value)

@@ -1,4 +1,4 @@
-"""Training of a model part by part: some parameters for some epochs, with the others frozen."""
+"""Training of a model part by part: some parameters at a time, with the others frozen."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -22,7 +22,7 @@ def train_in_phases(
         part = replace(job, epochs=epochs, seed=job.seed + number, optimizer_state=state)
         with only(job.model, trains):
             results.append((yield from train(part)))
-        if state is not None:  # what this part does not train may be trained in the next
+        if state is not None:  # the next part may train other tensors
             state = {**state, **(results[-1].optimizer_state or {})}
     return replace(merge_results(results), optimizer_state=state)
 

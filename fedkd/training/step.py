@@ -14,7 +14,7 @@ from fedkd.training.optimizer_state import names_of, optimizer_state
 
 
 class Stepper:
-    """Takes the steps of a job, replayed from `replays`; gradients of each of `clipped` are clipped alone."""
+    """Takes the steps of a job, replayed from `replays`; each of `clipped` is clipped alone."""
 
     def __init__(
         self,
@@ -100,7 +100,7 @@ class Stepper:
         self._kind = replays.number((job.signature(own), rules, tuple(named), tuple(state), twice))
 
     def _intact(self) -> bool:
-        """Return whether the tensors of the rules are those of the last look."""
+        """Return whether the rules still have the same tensors."""
         if self._job.rules is None:
             return True
         reads = self._job.rules.reads
@@ -126,7 +126,7 @@ class Stepper:
     def _accumulate_gradients(
         self, batches: Iterable[list[Tensor]], sizes: Sequence[int], *, counts: bool
     ) -> tuple[list[Tensor], list[Tensor]]:
-        """Leave the gradients of the mean loss over all samples of some batches; return losses and hits."""
+        """Compute gradients of the mean loss over all samples of some batches; return losses and hits."""
         job = self._job
         autocast = job.autocast and job.arrays[0].device.type == "cuda"
         losses: list[Tensor] = []
@@ -152,7 +152,7 @@ def _replayable(job: TrainJob) -> bool:
     if job.kind is None or not job.replayable or job.accumulate > 1 or job.lr_schedule != "constant":
         return False
     if any(array.device.type != "cpu" for array in job.arrays):
-        return False  # elsewhere autograd goes back on a thread of its own
+        return False  # on other devices autograd uses its own thread
     return all_recordable(job.model)
 
 
@@ -166,7 +166,7 @@ def add_to_gradients(parameters: Sequence[Tensor], correction: Sequence[Tensor])
 
 
 def _lay_out_gradients(parameters: Sequence[Tensor]) -> None:
-    """Give gradients their parameters' memory layout: fused optimisers pair elements by their place."""
+    """Give gradients their parameters' memory layout: fused optimisers pair elements by position."""
     for parameter in parameters:
         gradient = parameter.grad
         if gradient is not None and gradient.stride() != parameter.stride():

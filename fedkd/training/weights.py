@@ -11,12 +11,12 @@ from fedkd.training.losses import cross_entropy
 
 
 def weights_of(model: nn.Module) -> dict[str, np.ndarray]:
-    """Return copies of all parameters and buffers, normalisation statistics included, by name."""
+    """Return copies of all parameters and buffers by name."""
     return tensors_to_arrays(model.state_dict())
 
 
 def tensors_to_arrays(tensors: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
-    """Return copies of tensors, contiguous whatever their memory layout on their device."""
+    """Return contiguous copies of tensors of any memory layout."""
     return {name: np.array(tensor.detach().cpu().numpy(), order="C") for name, tensor in tensors.items()}
 
 
@@ -41,7 +41,7 @@ Gradient = Callable[[Mapping[str, np.ndarray], np.ndarray], "tuple[float, dict[s
 
 
 def frozen_copy(model: nn.Module, weights: Mapping[str, np.ndarray]) -> nn.Module:
-    """Return a copy of a model with other weights, on its device, in evaluation mode, without gradients."""
+    """Return a frozen copy of a model with other weights, on its device, in evaluation mode."""
     network = copy.deepcopy(model).requires_grad_(False).eval()
     load_weights(network, weights)
     return network
@@ -50,7 +50,7 @@ def frozen_copy(model: nn.Module, weights: Mapping[str, np.ndarray]) -> nn.Modul
 def gradient_function(
     network: nn.Module, model: nn.Module, of: Sequence[str], inputs: Tensor, labels: Tensor
 ) -> Gradient:
-    """Return a function for the gradient of a cross entropy in the weights `of` a network.
+    """Return a function for the gradient of a network's cross entropy in the weights `of`.
 
     Every call sets these weights. `model` computes logits of `inputs` ``[n, *input_shape]`` with the network;
     `labels` are ``[n]`` int64.

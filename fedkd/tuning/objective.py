@@ -19,16 +19,16 @@ DEFAULT: str = OBJECTIVES[0]
 
 
 def check_metric(name: str) -> None:
-    """Refuse a metric that is no objective."""
+    """Refuse a metric that cannot be an objective."""
     if name in OBJECTIVES:
         return
     check_metric_name(name, "metric")
     told = f"no metric '{name}'; {did_you_mean(name, OBJECTIVES)}"
     if PREFIX + name in OBJECTIVES:
-        told = f"'{name}' is measured on test samples, which no search may look at"
-        told += f"; on held-out samples it is '{PREFIX}{name}'"
+        told = f"'{name}' is measured on test samples, which a search must not use"
+        told += f"; use '{PREFIX}{name}'"
     elif name.removeprefix(PREFIX) in (*COMPARED_METRICS, *CONTINUAL_METRICS):
-        told = f"a search is for accuracy on held-out samples; allowed: {', '.join(OBJECTIVES)}"
+        told = f"must be an accuracy on held-out samples; allowed: {', '.join(OBJECTIVES)}"
     raise UserError(told, key="metric")
 
 
@@ -38,7 +38,7 @@ def check_metric_of(name: str, scenario: Scenario) -> None:
     if protocol not in PROTOCOLS:
         return
     if scenario.continual is None:
-        raise UserError(f"'{name}' is of a stream of tasks, and the scenario has none", key="metric")
+        raise UserError(f"'{name}' needs a stream of tasks, but the scenario has none", key="metric")
     tested = (
         evaluation_protocols(scenario)
         if scenario.continual.evaluate_without_task

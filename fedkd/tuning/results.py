@@ -19,7 +19,7 @@ WORDS = {"pruned": "stopped", "diverged": "diverged", "done": ""}
 
 
 def found_scenario(search: Search, trial: Trial) -> Scenario:
-    """A batch depends on the seed, its number, and earlier batches' results in the order of their trials."""
+    """Return the base scenario with a trial's values, which trains on all training samples."""
     tables, layers = cell_tables(search.bench, {"search": flatten(trial.values)}, search.seeds[0])
     tables["data"] = {key: value for key, value in tables.get("data", {}).items() if key != "validation"}
     scenario = parse_scenario(tables, folder=search.bench.folder, layers=layers)
@@ -27,7 +27,7 @@ def found_scenario(search: Search, trial: Trial) -> Scenario:
 
 
 def ranked(trials: Sequence[Trial]) -> list[Trial]:
-    """Return trials, the best first: those that are done, then those that were stopped, by value."""
+    """Return trials by value, the best first: finished trials, then stopped ones."""
     order = {"done": 0, "pruned": 1}
     return sorted(trials, key=lambda t: (order.get(t.status, 2), -(t.value or 0.0), t.number))
 
@@ -56,7 +56,7 @@ def legend(search: Search) -> str:
     of_seeds = f", the mean over {seeds} seeds" if seeds > 1 else ""
     return (
         f"On held-out samples ({100 * share:g} % of each client's training samples){of_seeds}; test samples"
-        " were not looked at. *stopped*: its value is that of the round after which it was behind.\n"
+        " were not looked at. *stopped*: stopped early; the value is that of its last round.\n"
     )
 
 
@@ -87,7 +87,7 @@ def write_results(search: Search, trials: Sequence[Trial], folder: Path) -> None
         header = (
             f"# The best of {len(trials)} trials, number {best.number}: {in_words(best.values, ' = ')}.\n"
             f"# {search.spec.metric} was {format_percent(best.value)} there. This scenario trains on all\n"
-            "# training samples, and is tested on test samples, which the search has not looked at.\n"
+            "# training samples, and is tested on test samples, which the search never used.\n"
         )
         write_text_atomically(folder / BEST, header + dump_toml(found_scenario(search, best), folder))
 

@@ -34,7 +34,7 @@ MAY_GROW = ("trials", "parallel")  # keys of a search that may change between ca
 
 @dataclass(frozen=True)
 class TunePlan:
-    """A checked search; `first` are the base's values, the first trial; None: outside the search space."""
+    """A checked search; `first` has the base's values for the first trial; None: outside the search space."""
 
     search: Search
     folder: Path
@@ -111,9 +111,9 @@ def tune(
         overrides: ``key=value`` texts of ``--set``, of the search (``trials=50``) or the scenario.
 
     Raises:
-        UserError: The search cannot be run as it is; nothing has run.
+        UserError: The search has a mistake; nothing has run.
         RunFailed: A trial failed without diverging, or none reached its end.
-        Interrupted: Stopped by a signal; the same call goes on.
+        Interrupted: Stopped by a signal; the same call continues.
     """
     plan = plan_tune(path, overrides, search, out)
     spec, dumped = plan.search.spec, (TUNE_FILE, dump_search(plan.search))
@@ -150,7 +150,7 @@ def _run_trials(plan: TunePlan, scheduler: Scheduler) -> list[Trial]:
             outcomes = scheduler.run(waiting, partial(run_trial, rule), _damage)
             for run in waiting:
                 if outcomes[run].status == "failed" and not outcomes[run].diverged:
-                    told = "nothing is known of what comes after, the same command tries it again"
+                    told = "later trials depend on its result; the same command tries it again"
                     raise RunFailed(f"{run.label}: {outcomes[run].error}; {told}")
         records = {hash: read_record(folder) for hash, folder in folders.items()}
         for number, (own, of_trial) in enumerate(zip(values, runs_of_trials, strict=True), start=first):
@@ -179,7 +179,9 @@ def _check_folder(plan: TunePlan) -> None:
         before = parse_toml(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         if any((plan.folder / name).exists() for name in (SCENARIO_FILE, "bench.toml", "cells.csv")):
-            raise UserError(f"{plan.folder} holds something else; choose another", key="--out") from None
+            raise UserError(
+                f"{plan.folder} holds files of another command; choose another folder", key="--out"
+            ) from None
         return
     except (OSError, UnicodeDecodeError, InvalidToml):
         raise UserError("cannot be read; choose another folder with --out", file=str(path)) from None
@@ -204,5 +206,5 @@ def describe_tune(plan: TunePlan) -> Iterator[str]:
     yield f"trials   {spec.trials}, {spec.together} at a time by {spec.sampler} → {plan.folder}"
     yield f"seeds    {seeds}"
     yield f"pruner   {spec.pruner}" + f", once {spec.startup} runs are known" * (spec.pruner != "none")
-    drawn = "drawn: the base's values are not among those that are searched"
+    drawn = "drawn: the base's values are outside the search space"
     yield f"first    {drawn if plan.first is None else f'the base: {in_words(plan.first)}'}"

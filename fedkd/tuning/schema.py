@@ -36,7 +36,7 @@ SHARE = 0.2  # default share of every client's training samples that is held out
 class TuneFile(ExperimentFile):
     """A search space and its objective.
 
-    Keys of `set` and `search` are those of a scenario, dotted or nested, as in a bench file; one that ends in
+    Keys of `set` and `search` are those of a scenario, dotted or nested, as in a bench file. One that ends in
     `!` replaces the whole table: `"fusion!" = [{ strategy = "fedmd" }, { strategy = "knfu", beta = 10.0 }]`.
     """
 
@@ -58,20 +58,20 @@ class TuneFile(ExperimentFile):
     """Number of trials; the first is the base itself, if its values are in the search space."""
     together: PositiveInt = 4
     """Trials of a batch, which are drawn together and run side by side. They depend on earlier batches alone,
-    so the room for trials does not change what a search tries."""
+    so a search tries the same values on any machine."""
     sampler: Literal["tpe", "random"] = "tpe"
-    """The sampler of trials: the tree-structured Parzen estimator (Bergstra et al. 2011), or chance."""
+    """The sampler of trials: the tree-structured Parzen estimator (Bergstra et al. 2011), or random draws."""
     startup: Annotated[int, Field(ge=0)] = 8
-    """Trials that the sampler needs before it learns, and runs (of a seed) needed before one is stopped
-    early."""
+    """Trials that are drawn at random before the sampler learns. Also the finished runs of a seed that are
+    needed before a run is stopped early."""
     pruner: Literal["median", "none"] = "median"
     """`median` stops a run once its best value is below the median of runs of earlier batches by the same
     round."""
     warmup: Annotated[int, Field(ge=0)] = 1
     """Rounds at the beginning in which no run is stopped."""
     search: dict[str, Any] = Field(default_factory=dict)
-    """The search space: scenario key to `{ low = 1e-4, high = 1e-1, log = true }`, whole numbers where both
-    are, or with a `step`; or to a list of values."""
+    """The search space: scenario key to a range `{ low = 1e-4, high = 1e-1, log = true }`, or to a list of
+    values. If both ends are whole numbers, so are the values. A range may have a `step`."""
 
 
 @dataclass(frozen=True)

@@ -25,16 +25,16 @@ DIGITS = 4  # significant digits of a drawn number, so that it can be written do
 
 
 class Range(Section):
-    """Numbers from `low` to `high`, both included; whole ones where both are."""
+    """Numbers from `low` to `high`, both included; whole numbers if both are."""
 
     low: Annotated[int | float, Field(ge=-MOST, le=MOST)]
     """The least."""
     high: Annotated[int | float, Field(ge=-MOST, le=MOST)]
-    """The greatest; with a `step`, a whole number of them above `low`."""
+    """The greatest; with a `step`, a whole number of steps above `low`."""
     log: bool = False
     """Draws the logarithm uniformly."""
     step: int | float | None = None
-    """Distance of the numbers, counted from `low`; absent: 1 for whole ones, else any number will do."""
+    """Distance between the numbers, from `low`; absent: 1 for whole numbers, else any number is drawn."""
 
 
 @dataclass(frozen=True)
@@ -86,15 +86,15 @@ class Dimension:
 def dimensions(search: Mapping[str, Any]) -> tuple[Dimension, ...]:
     """Return the dimensions of a `[search]` table, in its order."""
     found = list(_within(search, ""))
-    told = 'names nothing to vary, e.g. "training.lr" = { low = 1e-4, high = 1e-1 }'
+    told = 'must have at least one key to vary, e.g. "training.lr" = { low = 1e-4, high = 1e-1 }'
     refuse_if(not found, told, "search")
     names = [dimension.key for dimension in found]
     for name in names:
         key = name.removesuffix("!")
         where = dotted_key(("search", *key.split(".")))
-        told = "does not decide how well clients learn, or decides what that is measured on"
+        told = "cannot be searched: it does not affect learning, or it decides the samples of the measurement"
         fixed = any(f"{key}.".startswith(f"{fixed}.") for fixed in FIXED)
-        refuse_if(fixed, f"{told}; it cannot be searched", where)
+        refuse_if(fixed, told, where)
         twice = any(other != name and keys_overlap(other, name) for other in names)
         refuse_if(twice, "is searched twice, as a whole and in part", where)
     return tuple(found)
@@ -130,20 +130,20 @@ def dimension_of(key: str, value: Any) -> Dimension:
         refuse_if(len(given) < 2, f"must be a list of at least two values, got {given!r}", where)
         refuse_if(len(set(map(repr, given))) < len(given), f"must be different values, got {given!r}", where)
         return Dimension(key, tuple(given))
-    told = f"must be {{ low = …, high = … }} or a list of values, got {value!r}; one value is for [set]"
+    told = f"must be {{ low = …, high = … }} or a list of values, got {value!r}; one value belongs into [set]"
     raise UserError(told, key=where)
 
 
 def _checked(found: Range, where: str) -> Range:
     low, high, step = found.low, found.high, found.step
     is_bool = isinstance(low, bool) or isinstance(high, bool)
-    refuse_if(is_bool, "must be numbers; true and false are a list of values", where)
+    refuse_if(is_bool, "must have numbers as ends; write true and false as a list", where)
     refuse_if(not low < high, f"low must be less than high, got {low!r} and {high!r}", where)
-    refuse_if(found.log and low <= 0, f"the logarithm needs low above 0, got {low!r}", where)
-    told = "cannot go with log" if found.log else f"must be > 0, got {step!r}"
+    refuse_if(found.log and low <= 0, f"low must be > 0 with log, got {low!r}", where)
+    told = "must be left out with log" if found.log else f"must be > 0, got {step!r}"
     refuse_if(step is not None and (step <= 0 or found.log), told, f"{where}.step")
     steps = 1.0 if step is None else (high - low) / step
-    told = f"high must be low and a whole number of steps, got {low!r}, {high!r} and steps of {step!r}"
+    told = f"high must be low plus a whole number of steps, got {low!r}, {high!r} and step {step!r}"
     refuse_if(not isclose(steps, round(steps), abs_tol=1e-9), told, where)
     return found
 
@@ -174,7 +174,7 @@ def _parsed(key: str, text: str) -> Dimension:
     if values is None:
         values = [parse_override(f"{key}={word.strip()}")[1] for word in text.split(",") if word.strip()]
     if not isinstance(values, list) or len(values) < 2:
-        raise UserError(f"{text!r} is no range and no list of values, {FORM}", key=where)
+        raise UserError(f"must be a range or a list of values, got {text!r}; {FORM}", key=where)
     return dimension_of(key, values)
 
 
@@ -184,4 +184,4 @@ def _number(text: str, where: str) -> int | float:
             return kind(text)
         except ValueError:
             continue
-    raise UserError(f"{text!r} is no number, {FORM}", key=where)
+    raise UserError(f"must be a number, got {text!r}; {FORM}", key=where)

@@ -85,7 +85,7 @@ def runs_of(search: Search, number: int, values: Mapping[str, Any]) -> list[Tria
 
 
 def check_space(search: Search) -> None:
-    """Resolve scenarios with every end of a range and every choice, alone and with choices of the others."""
+    """Resolve scenarios with every end of a range and every choice, alone and in pairs with choices."""
     for place, dimension in enumerate(search.space):
         for value in dimension.tried:
             _try(search, dimension, {dimension.key: value})
@@ -104,7 +104,7 @@ def _try(search: Search, dimension: Dimension, values: Mapping[str, Any]) -> Non
         key = dimension.key.removesuffix("!")
         told = error.message if error.key in (None, key) else f"{error.key}: {error.message}"
         others = [f"{name} = {word}" for name, word in value_labels(values).items() if name != dimension.key]
-        beside = f" (with {others[0]}; what goes together is a choice of whole tables)" if others else ""
+        beside = f" (with {others[0]}; list valid combinations as whole tables)" if others else ""
         where = dotted_key(("search", *key.split(".")))
         raise UserError(told + beside, key=where, file=search.bench.file) from None
 
@@ -119,7 +119,7 @@ def base_values(search: Search) -> dict[str, Any] | None:
     for dimension in search.space:
         value = value_at(tables, dimension.key, missing=...)
         if dimension.whole and isinstance(value, float) and value.is_integer():
-            value = int(value)  # the scenario's key takes floats, the range is whole
+            value = int(value)  # the scenario's key takes floats, the range has whole numbers
         if not dimension.holds(value):
             return None
         found[dimension.key] = value
@@ -223,7 +223,7 @@ class _Follower(RunObserver):
         if resumed_from:
             try:
                 self.curve.recall(read_metrics(folder), resumed_from)
-            except UserError:  # resuming the run says what is wrong
+            except UserError:  # resuming the run reports it
                 return
         if not self._rule.prunes or len(self._others) < self._rule.startup:
             return

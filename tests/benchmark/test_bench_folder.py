@@ -155,8 +155,8 @@ def test_a_damaged_cell_is_reported_and_runs_again(name, ran, write_changed, cop
     assert "cells  4, 3 done" in printed and f"(damaged: {name} " in printed
 
     assert main(["bench", str(path), "--out", str(copied)]) == 0
-    said = [line for line in capsys.readouterr().out.splitlines() if "runs anew" in line]
-    assert len(said) == 1 and said[0].startswith("strategy=local seed=1 is damaged and runs anew: ")
+    said = [line for line in capsys.readouterr().out.splitlines() if "runs again" in line]
+    assert len(said) == 1 and said[0].startswith("strategy=local seed=1 is damaged and runs again: ")
     assert (damaged / "metrics.jsonl").read_bytes() == whole and not (damaged / "mine.txt").exists()
     assert [(other / "summary.json").stat().st_mtime_ns for other in others] == stamps
     assert json.loads((damaged / "summary.json").read_text())["status"] == "done"

@@ -157,7 +157,7 @@ MALFORMED = {
         {"grid": {"engine.kind": ["ray", "inline"]}, "baseline": {}},
         "never change a result",
     ),
-    "level twice": ({"grid": {"rounds": [1, 1]}, "baseline": {}}, "grid.rounds: 1 is there twice"),
+    "level twice": ({"grid": {"rounds": [1, 1]}, "baseline": {}}, "grid.rounds: 1 is listed twice"),
     "formula": (
         {"grid": {}, "variants": {"s": {'=HYPERLINK("x")': {"seed": 3}, "b": {"seed": 4}}}, "baseline": {}},
         "cannot stand in a table",
@@ -193,7 +193,7 @@ MALFORMED = {
     ),
     "cannot be interrupted": (
         {"grid": {"training.lr": [0.1]}, "set": {"engine": {"kind": "ray"}, "faults": {"timeout": 5}}},
-        "faults.timeout: a cell works in one process",
+        "faults.timeout: must be left out: a cell runs in one process",
     ),
     "impossible": (
         {"grid": {"fusion.strategy": ["local", "flwr:FedAvg"]}, "set": {"clients": [{"model": "mlp"}, {}]}},

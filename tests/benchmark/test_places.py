@@ -64,7 +64,7 @@ def test_all_nodes_are_checked(digits_scenario, tmp_path, monkeypatch, ray_sessi
     check_all_nodes(jobs, engine, cluster, 0.0)
     assert not list((tmp_path / "runs").iterdir()), "nothing is left behind"
     monkeypatch.setattr(module, "data_digest", lambda data: "another")
-    with pytest.raises(UserError, match=r"^engine.address: node \S+ has other data than there are here$"):
+    with pytest.raises(UserError, match=r"^engine.address: node \S+ has other data than this machine$"):
         check_all_nodes(jobs, engine, cluster, 0.0)
     monkeypatch.setattr(Path, "touch", lambda path: None)
     with pytest.raises(UserError, match=r"node \S+ does not see .*runs; put the bench on a disk"):

@@ -464,7 +464,5 @@ def test_a_small_address_space_is_reported_before_a_library_aborts(digits_toml, 
     monkeypatch.setattr(resource, "getrlimit", lambda what: (600_000 * 1024, resource.RLIM_INFINITY))
     assert main(["run", str(digits_toml)]) == 3
     error = capsys.readouterr().err
-    assert error.startswith(
-        "error: this needs more memory than there is: the address space is limited to 614 MB"
-    )
+    assert error.startswith("error: out of memory: the address space is limited to 614 MB")
     assert error.count("\n") == 1

@@ -37,7 +37,7 @@ class Mute(Exception):
     [
         (ValueError("no\nsuch width"), "ValueError: no"),
         (ValueError(), "ValueError"),
-        (Mute(), "Mute: no word about it, its __str__ raised ValueError"),
+        (Mute(), "Mute: no text: its __str__ raised ValueError"),
     ],
 )
 def test_an_exception_is_described_by_the_first_line_of_its_text(error, words):

@@ -272,7 +272,7 @@ CASES = {
     ),
     "model larger than memory": Case(
         run_set("clients.0={model='mlp',args={hidden=[90000,90000]}}"),
-        ("FILE: clients.0.model", "asks for 32.4 GB or more", "while it is trained"),
+        ("FILE: clients.0.model", "asks for 32.4 GB or more", "during training"),
     ),
     # What no machine holds, and no float
     "noise for billions": Case(
@@ -289,7 +289,7 @@ CASES = {
     ),
     "a partition of brackets": Case(
         run_set("data.partition={scheme='file',path='brackets.json'}"),
-        ("FILE: data.partition.path", "brackets.json is no JSON: lists or tables thousands deep"),
+        ("FILE: data.partition.path", "brackets.json is not valid JSON: lists or tables thousands deep"),
     ),
     # What other parts of one's own hand over
     "partition of lists in lists": Case(

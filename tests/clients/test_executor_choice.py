@@ -89,7 +89,7 @@ def test_unvectorisable_groups_do_not_influence_the_choice(results):
     assert choice().executor == "vectorised"
     results[:] = [None]
     found = choice(optimizer="sgd")
-    assert found.executor == "loop" and "cannot be taken together" in found.told
+    assert found.executor == "loop" and "cannot train together" in found.told
 
 
 def test_measurements_are_reused_until_something_changes(results):
@@ -179,8 +179,8 @@ def test_an_actors_node_decides_the_choice_on_a_cluster(ray_session, tmp_path):
     tables["engine"] = {"kind": "ray", "actors": 1, "cpus_per_actor": 0.5, "gpus_per_actor": 0.0}
     run = fedkd.run(tables, out=tmp_path / "run", observers=[observer])
     assert read_run_plan(run.folder).scenario.training.executor == "loop"
-    assert any("finding out on the cluster" in line for line in observer.lines)
-    assert "executor loop: clients that may be skipped or tried again work alone" in observer.lines
+    assert any("measuring on the cluster" in line for line in observer.lines)
+    assert "executor loop: clients that may be skipped or retried train one by one" in observer.lines
 
 
 def test_flower_runtimes_use_the_loop(tmp_path):

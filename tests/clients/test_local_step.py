@@ -143,7 +143,7 @@ def test_an_estimator_has_no_frozen_model(digits_scenario):
     forest = {"clients": [{"model": "random-forest"}], "training": {}, "fusion": {"strategy": "local"}}
     plan = parse_plan(digits_scenario | forest)
     client = ClientFactory(plan, load_data(plan.scenario)).build(0)
-    with pytest.raises(TypeError, match='"gradients" has to be among its `needs`'):
+    with pytest.raises(TypeError, match='its `needs` must include "gradients"'):
         client.frozen({})
 
 

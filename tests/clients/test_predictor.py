@@ -78,7 +78,7 @@ def test_the_model_answers_without_a_predictor(digits_scenario):
     ("made", "told"),
     [
         (lambda network: 3, "returned a int; must be a torch.nn.Module, or None"),
-        (lambda network: network.body, r"made \[359, 200\] of 359 samples; must be \[359, 10\]"),
+        (lambda network: network.body, r"returned \[359, 200\] logits; must be \[359, 10\]"),
     ],
 )
 def test_wrong_predictors_are_refused(digits_scenario, made, told):
@@ -122,7 +122,7 @@ def test_impossible_eval_models_and_trials_are_refused_before_a_run(monkeypatch)
 
         capabilities: ClassVar[Capabilities] = replace(Local.capabilities, trials=2)
 
-    for cls, told in ((Nameless, "defines `eval_model`"), (Tries, "try guidance out, so it `needs`")):
+    for cls, told in ((Nameless, "defines `eval_model`"), (Tries, "try guidance, so it `needs`")):
         monkeypatch.setattr(STRATEGIES, "load", lambda name, search=(), cls=cls: cls)
         with pytest.raises(UserError, match=f"'elsewhere' .*{told}"):
             load_strategy_class("elsewhere")

@@ -133,7 +133,7 @@ def test_task_boundaries_are_hidden_from_learners_that_need_none(learner, joint_
 def test_a_strategy_must_declare_its_use_of_masks(joint_client):
     tasks = {"kind": "split", "count": 3, "classes_per_task": 3}
     client = joint_client(continual={"learner": "supsup", "tasks": tasks}, fusion={"strategy": "local"})
-    with pytest.raises(TypeError, match="'local' asks for masks, so \"masks\" has to be among its `needs`"):
+    with pytest.raises(TypeError, match="'local' uses masks, so its `needs` must include \"masks\""):
         client.supermask()
 
 

@@ -152,6 +152,6 @@ def test_the_cutmix_loss_weighs_both_labels_by_area():
 
 
 def test_cutmix_needs_images():
-    with pytest.raises(UserError, match="must be 0, as samples are no images") as caught:
+    with pytest.raises(UserError, match="must be 0, because samples are not images") as caught:
         start(GDumb(cutmix=0.5), network(), small_stream(1))
     assert caught.value.key == "continual.cutmix"

@@ -235,10 +235,10 @@ class Skips(nn.Module):
     ("net", "words"),
     [
         (lambda: resnet8((1, 8, 8), 4), "'body.1' is a GroupNorm"),
-        (Skips, "Skips has a course of its own"),
+        (Skips, "Skips has its own forward pass"),
         (lambda: nn.Sequential(nn.Linear(6, 5), nn.BatchNorm1d(5), nn.Linear(5, 6)), "'1' is a BatchNorm1d"),
         (lambda: nn.Sequential(nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 6)), "'1' is a Tanh"),
-        (lambda: nn.Sequential(nn.Linear(6, 5), nn.ReLU()), "hidden units, of which this model has none"),
+        (lambda: nn.Sequential(nn.Linear(6, 5), nn.ReLU()), "hidden units, but this model has none"),
     ],
     ids=["resnet8", "skips", "batchnorm", "tanh", "flat"],
 )

@@ -416,7 +416,7 @@ def test_continuing_from_a_checkpoint_changes_nothing(name, interrupted, kind, s
 @pytest.mark.parametrize("name", NAMES)
 def test_networks_that_cannot_be_masked_are_refused(name):
     learner = make_learner(name, {})
-    with pytest.raises(UserError, match="of which this network has none") as refused:
+    with pytest.raises(UserError, match="but this network has none") as refused:
         learner.check(nn.Sequential(nn.Flatten(), nn.BatchNorm1d(4)))
     assert refused.value.key == "continual.learner"
     with pytest.raises(UserError, match=r"has '0\.weight'"):

@@ -155,13 +155,21 @@ def test_replay_stores_token_ids(tables, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "key", "message"),
     [
-        ({"data": {"transfer": {"source": "noise", "size": 9}}}, "data.transfer.source", "there is no noise"),
-        ({"data": {"transfer": {"source": "numbers", "size": 9}}}, "data.transfer.source", "are no integers"),
+        (
+            {"data": {"transfer": {"source": "noise", "size": 9}}},
+            "data.transfer.source",
+            "noise does not fit integer samples",
+        ),
+        (
+            {"data": {"transfer": {"source": "numbers", "size": 9}}},
+            "data.transfer.source",
+            "are not integers",
+        ),
         ({"heterogeneity": {"noise": 0.1}}, "heterogeneity.noise", "samples are integers"),
         (
             {"continual": {"tasks": {"kind": "datasets", "datasets": ["tokens", "numbers"]}}},
             "continual.tasks.datasets.1",
-            "samples of 'numbers' are no integers, unlike those of 'tokens'",
+            "samples of 'numbers' are not integers, unlike those of 'tokens'",
         ),
     ],
 )

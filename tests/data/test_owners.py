@@ -133,11 +133,11 @@ def test_fewer_clients_than_owners_are_drawn_from_the_seed():
 @pytest.mark.parametrize(
     ("owners", "key", "words"),
     [
-        (None, "data.partition.scheme", "whose each sample is"),
+        (None, "data.partition.scheme", "the owner of each sample"),
         (
             np.array([0, 0, 0, 1, 2, 2]),
             "data.clients",
-            r"must be ≤ 2, the owners of at least 2 .*there are 3",
+            r"must be ≤ 2, the owners with at least 2 .*of 3 owners",
         ),
     ],
 )
@@ -259,7 +259,7 @@ def test_owner_names_stay_with_clients(cities, tmp_path):
 def test_an_embedding_on_floats_is_refused_with_advice(cities):
     words = cities["data"] | {"dataset": "cities:words", "partition": {"scheme": "iid"}}
     tables = cities | {"data": words, "clients": [{"model": "cities:make_words"}]}
-    with pytest.raises(UserError, match=r"which stay such with data\.normalise = false$"):
+    with pytest.raises(UserError, match=r"embeddings need integers: set data\.normalise = false$"):
         list(check_plan(parse_plan(tables)))
     tables["data"] = words | {"normalise": False}
     assert any(line.startswith("model") for line in check_plan(parse_plan(tables)))

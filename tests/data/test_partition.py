@@ -187,9 +187,9 @@ def test_a_written_partition_is_read_unchanged(tmp_path: Path):
         ([[0, 1], [2, -1]], "index -1"),
         ([[0, 1], [2, 1.5]], "index 1.5"),
         ([[0, 1], [2, True]], "index true"),
-        ([[0, 1], [2, 0]], "index 0 is dealt twice, to clients 0 and 1"),
+        ([[0, 1], [2, 0]], "index 0 is listed twice, for clients 0 and 1"),
         ([[0, 1], [2]], "client 1 has 1 samples"),
-        ([[0, 1]], "deals to 1 clients, data.clients is 2"),
+        ([[0, 1]], "has lists for 1 clients, must have 2"),
         ({"0": [1]}, "must hold a list"),
     ],
 )
@@ -206,7 +206,7 @@ def test_a_missing_partition_file_names_the_searched_places(tmp_path: Path):
 
 
 def test_a_written_partition_contradicting_samples_per_client_is_refused(tmp_path: Path):
-    with pytest.raises(UserError, match="client 0 has 2 samples"):
+    with pytest.raises(UserError, match=r"must be absent .* 2 samples for client 0"):
         read_partition_file(written(tmp_path, [[0, 1], [2, 3]], samples_per_client=4), 2, 10, [tmp_path])
 
 

@@ -93,7 +93,7 @@ def test_all_samples_are_trained_on_without_local_tests():
 )
 def test_a_client_cannot_hold_more_samples_than_exist(samples, scheme, words):
     if words:
-        with pytest.raises(UserError, match=f"no sample twice, and there are {samples}.*{words}") as caught:
+        with pytest.raises(UserError, match=f"draw a sample twice; there are {samples}.*{words}") as caught:
             draw(labels_of(samples), 3, **scheme)
         assert caught.value.key == "data.partition.samples_per_client"
     else:

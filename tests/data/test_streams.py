@@ -261,12 +261,12 @@ def test_classes_can_be_grouped_into_tasks(tasks, groups):
         ({"classes_per_task": 3}, "count", "5 tasks × 3 classes = 15.*at most 3 tasks"),
         ({"kind": "overlapping", "classes_per_task": 11}, "classes_per_task", "must be ≤ 10"),
         ({"kind": "overlapping", "count": 5}, "count", "must be ≤ 4"),
-        ({"kind": "datasets", "count": 2}, "count", "must be ≤ 1, the data sets there are"),
+        ({"kind": "datasets", "count": 2}, "count", "must be ≤ 1, the number of data sets"),
         ({"first_classes": 10}, "first_classes", "must be < 10, .* got 10"),
         (
             {"first_classes": 5, "count": 3},
             "count",
-            "5 classes after the first 5 cannot be shared out evenly among 2 tasks; allowed: 2, 6, or give",
+            "5 classes after the first 5 do not divide evenly among 2 tasks; allowed: 2, 6, or give",
         ),
         (
             {"first_classes": 5, "count": 4, "classes_per_task": 2},
@@ -531,7 +531,7 @@ def test_a_written_partition_may_use_all_samples_without_holdout(tmp_path):
     (tmp_path / "fewer.json").write_text(json.dumps([lists[0], lists[1][:500]]))
     for task in stream(kind="overlapping", data=held, plugin_path=(tmp_path,)):
         assert task.data.source_index.max() < 1200 and len(task.transfer_x) == 20
-    with pytest.raises(UserError, match="indices of a file are those of one data set") as caught:
+    with pytest.raises(UserError, match="lists indices of one data set") as caught:
         stream(kind="datasets", datasets=["digits", "mnist"], data=data, plugin_path=(tmp_path,))
     assert caught.value.key == "data.partition.scheme"
 

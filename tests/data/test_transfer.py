@@ -139,7 +139,7 @@ def test_private_and_transfer_set_need_different_files(scenario, tmp_path):
         ({"size": 1438}, "size", "must be < 1438"),
         ({"source": "digits"}, "source", "holdout"),
         ({"source": "npz"}, "args.path", "needs the path of its file"),
-        ({"source": "npz", "args": {"path": "no.npz"}}, "args.path", "nothing lies at 'no.npz'"),
+        ({"source": "npz", "args": {"path": "no.npz"}}, "args.path", "no file or folder 'no.npz'"),
         ({"source": "image-folder", "args": {"pth": "x"}}, "args.pth", "did you mean 'path'"),
         ({"source": "mnits"}, "source", "allowed: holdout, noise, digits, mnist"),
     ],

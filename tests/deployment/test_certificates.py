@@ -96,7 +96,7 @@ def test_unusable_certificates_give_one_line(folder, tmp_path):
     make_certificates(own)
     _check_key(own)
     (own / KEY).write_bytes((folder / KEY).read_bytes())
-    with pytest.raises(UserError, match=r"superlink\.crt: does not go with superlink\.key"):
+    with pytest.raises(UserError, match=r"superlink\.crt: does not match superlink\.key"):
         _check_key(own)
     (own / CERTIFICATE).unlink()
     with pytest.raises(UserError, match=r"own: has no superlink\.crt"):
@@ -119,4 +119,4 @@ def test_the_error_in_a_log_is_reported(tmp_path):
     log = tmp_path / "node.log"
     log.write_text("\x1b[92mINFO \x1b[0m: start\n\x1b[91mERROR \x1b[0m: no such key\nINFO: bye\n\n")
     assert _last_words(log) == "ERROR : no such key"
-    assert _last_words(tmp_path / "none.log") == "without a word"
+    assert _last_words(tmp_path / "none.log") == "an empty log"

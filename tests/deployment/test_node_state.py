@@ -52,9 +52,9 @@ def test_every_flipped_bit_is_noticed(tmp_path):
 @pytest.mark.parametrize(
     ("other", "told"),
     [
-        ({"client": 1}, "is of another client: 1, not 2"),
-        ({"run": 5}, "is of another run: 5, not 1"),
-        ({"federation": 64 * "b"}, "is of another federation: bbb"),
+        ({"client": 1}, "belongs to another client: 1, not 2"),
+        ({"run": 5}, "belongs to another run: 5, not 1"),
+        ({"federation": 64 * "b"}, "belongs to another federation: bbb"),
     ],
 )
 def test_a_state_of_another_client_run_or_federation_is_refused(tmp_path, other, told):
@@ -79,6 +79,6 @@ def test_a_file_of_an_earlier_release_is_refused_with_advice(tmp_path):
     path = kept(tmp_path)
     save_file(load_file(path), path, metadata={"step": "train 3"})
     with pytest.raises(
-        UserError, match=r"has no digest: .* earlier release .* remove the folder to begin anew"
+        UserError, match=r"has no digest: .* earlier release .* remove the folder to start again"
     ):
         read(tmp_path)

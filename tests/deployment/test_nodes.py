@@ -81,7 +81,7 @@ def test_nodes_send_logits_and_metrics_only(dealt, tmp_path):
 
 def test_learned_models_stay_with_their_owner(dealt, tmp_path):
     found = dealt()
-    with pytest.raises(UserError, match="has no trained client: its client has joined no run yet"):
+    with pytest.raises(UserError, match="has no trained client: its client has not joined a run yet"):
         fedkd.load_client(
             shutil.copytree(found.of_client(0), tmp_path / "new", ignore=lambda *_: ["runs"]), 0
         )
@@ -110,7 +110,7 @@ def test_a_node_keeps_its_state_private(dealt, kind):
     assume_identity()
     found = dealt()
     message = Message(RecordDict({msg.STATE: ArrayRecord()}), node_id_of(0), kind)
-    with pytest.raises(UserError, match="keeps its state to itself"):
+    with pytest.raises(UserError, match="a deployed client never sends its state"):
         client_app(message, node_context(found.of_client(0), 0))
 
 
@@ -118,15 +118,15 @@ def test_unexchanged_knowledge_does_not_leave(dealt):
     plan = dealt().plan
     logits = arrays_to_record({"logits": np.zeros((20, 10), np.float32)})
     check_leaving(plan, msg.TRAIN, RecordDict({msg.ARRAYS: logits, msg.IDENTITY: msg.identity(0)}))
-    with pytest.raises(UserError, match=r"'state' is not for others"):
+    with pytest.raises(UserError, match=r"record 'state' must not leave the node"):
         check_leaving(plan, msg.TRAIN, RecordDict({msg.STATE: logits}))
-    with pytest.raises(UserError, match="'knfu' exchanges no arrays upon a 'evaluate' message: logits"):
+    with pytest.raises(UserError, match="'knfu' exchanges no arrays in reply to 'evaluate': logits"):
         check_leaving(plan, msg.EVALUATE, RecordDict({msg.ARRAYS: logits}))
     with pytest.raises(UserError, match=r"'knfu' exchanges no array 'head\.weight'"):
         check_leaving(
             plan, msg.TRAIN, RecordDict({msg.ARRAYS: arrays_to_record({"head.weight": np.zeros(3)})})
         )
-    with pytest.raises(UserError, match=r"'knfu' exchanges no arrays upon a 'query\.end_task'"):
+    with pytest.raises(UserError, match=r"'knfu' exchanges no arrays in reply to 'query\.end_task'"):
         check_leaving(plan, msg.END_TASK, RecordDict({msg.ARRAYS: logits}))
 
 
@@ -222,7 +222,7 @@ def test_a_node_with_another_clients_samples_is_refused(dealt, tmp_path):
 def test_two_nodes_for_one_client_are_refused(dealt, tmp_path):
     found = dealt()
     twice = node_context(found.of_client(0), 0)
-    with pytest.raises(UserError, match=r"data.clients: 2 nodes say that they are client 0: 2 and 4$"):
+    with pytest.raises(UserError, match=r"data.clients: 2 nodes claim to be client 0: 2 and 4$"):
         found.run(tmp_path / "run", contexts(found, {2: twice}))
 
 
@@ -238,7 +238,7 @@ def test_missing_nodes_are_named(dealt, tmp_path):
 def test_a_node_of_another_federation_is_refused(dealt, tmp_path):
     found, other = dealt(), dealt(seed=6)
     stranger = node_context(other.of_client(1), 1)
-    with pytest.raises(UserError, match="client 1 is of another federation: its scenario, its classes"):
+    with pytest.raises(UserError, match="client 1 is in another federation: its scenario, classes"):
         found.run(tmp_path / "run", contexts(found, {1: stranger}))
 
 
@@ -259,7 +259,7 @@ def test_a_share_folder_may_lie_anywhere(dealt, tmp_path):
 def test_a_simulation_node_is_refused_in_a_deployment(dealt, tmp_path):
     found = dealt()
     bare = Context(RUN_ID, node_id_of(1), {"partition-id": 1}, RecordDict(), {})
-    with pytest.raises(RunFailed, match=r"client 1: has no share of its own \(node-config: data\)"):
+    with pytest.raises(RunFailed, match=r"client 1: has no share of the data \(node-config: data\)"):
         found.run(tmp_path / "run", contexts(found, {1: bare}))
 
 

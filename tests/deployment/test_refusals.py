@@ -83,7 +83,7 @@ def with_number(value: float) -> Spoil:
 
 
 HOSTILE: dict[str, tuple[Spoil, str]] = {
-    "another client": (as_client(0), r"it says that it is client 0"),
+    "another client": (as_client(0), r"it claims to be client 0"),
     "NaN": (with_number(np.nan), r"array \S+ has values that are not numbers"),
     "infinite": (with_number(-np.inf), r"array \S+ has values that are not numbers"),
     "huge": (with_number(3e38), r"array \S+ has 3e\+38, must be in -1e\+15 … 1e\+15"),

@@ -105,23 +105,29 @@ def resaved(folder: Path, change: Callable[[dict], object]) -> None:
 WRONG: dict[str, tuple[Callable[[Path], object], str]] = {
     "no manifest": (
         lambda f: (f / SHARE_MANIFEST).unlink(),
-        "there is no share.json: not the share of a client",
+        "lacks share.json; `fedkd partition`",
     ),
     "no arrays": (lambda f: (f / ARRAYS).unlink(), "cannot be read: No such file"),
     "another name of a class": (
         lambda f: (f / SHARE_MANIFEST).write_text((f / SHARE_MANIFEST).read_text().replace('"9"', '"8"')),
         "share.json: is not what was written: it is damaged",
     ),
-    "no JSON": (lambda f: (f / SHARE_MANIFEST).write_text("{"), "is no JSON"),
+    "no JSON": (lambda f: (f / SHARE_MANIFEST).write_text("{"), "is not valid JSON"),
     "another format": (lambda f: edited(f, lambda s: s.update(format=2)), "format: Input should be 1"),
     "unknown key": (lambda f: edited(f, lambda s: s.update(pickle=1)), "pickle: Extra inputs"),
     "client out of range": (lambda f: edited(f, lambda s: s.update(client=3)), "client: must be below 3"),
     "cut short": (
         lambda f: (f / ARRAYS).write_bytes((f / ARRAYS).read_bytes()[:-9]),
-        "is not what share.json was written for",
+        "does not match share.json: it is damaged",
     ),
-    "counts": (lambda f: edited(f, lambda s: s["parts"][0].update(test=9)), "samples are not 32 to train on"),
-    "a missing array": (lambda f: resaved(f, lambda a: a.pop("0/transfer_x")), "has no array 0/transfer_x"),
+    "counts": (
+        lambda f: edited(f, lambda s: s["parts"][0].update(test=9)),
+        r"must have 32 \+ 9 samples, got",
+    ),
+    "a missing array": (
+        lambda f: resaved(f, lambda a: a.pop("0/transfer_x")),
+        "array 0/transfer_x is missing",
+    ),
     "shape": (
         lambda f: resaved(f, lambda a: a.update({"0/x": np.zeros((40, 8), np.float32)})),
         r"0/x must be float32 or int64 samples \[1, 8, 8\], got float32 \[40, 8\]",
@@ -148,11 +154,11 @@ def test_a_wrong_share_folder_gives_one_line(folder, what):
     [
         (
             {"fusion": {"strategy": "centralized"}},
-            "fusion.strategy: 'centralized' trains on all samples together",
+            "fusion.strategy: 'centralized' trains on the samples of all clients",
         ),
-        ({"faults": {"poisoned": 0.3}}, "faults.poisoned: clients that lie are simulated"),
-        ({"topology": {"graph": "ring"}}, "topology.graph: deployed nodes speak to a SuperLink"),
-        ({"training": {"executor": "vectorised"}}, "training.executor: clients that train together share"),
+        ({"faults": {"poisoned": 0.3}}, "faults.poisoned: must be 0, as attacks are simulated only"),
+        ({"topology": {"graph": "ring"}}, "topology.graph: must be 'star', got 'ring': deployed nodes"),
+        ({"training": {"executor": "vectorised"}}, "training.executor: must be 'loop' or 'auto', as every"),
     ],
 )
 def test_simulation_only_scenarios_are_refused(tmp_path, tables, told):
@@ -182,7 +188,8 @@ def test_the_partition_command_writes_all_shares(tmp_path, capsys):
     assert main(words) == 2
     said = capsys.readouterr()
     assert said.out == f"2 clients and the server  {tmp_path / 'dealt'}\n"
-    assert said.err == f"error: --out: {tmp_path / 'dealt'} is there already; choose another, or remove it\n"
+    told = f"error: --out: {tmp_path / 'dealt'} exists already; choose another folder, or remove it\n"
+    assert said.err == told
 
 
 # Samples of one's own -------------------------------------------------------------------------------------
@@ -211,7 +218,7 @@ def test_a_client_may_bring_its_own_samples(tmp_path):
 
 def test_a_share_needs_samples(tmp_path):
     x, y = np.zeros((1, 4), np.float32), np.zeros(1, np.int64)
-    with pytest.raises(UserError, match="at least 2 samples, one of them to train on, got 1"):
+    with pytest.raises(UserError, match="at least 2 samples, got 1"):
         share_of_samples(parse_plan(SMALL).scenario, 0, Dataset("m", ("a",), x, y, x, y), measure(x), x)
 
 

@@ -101,10 +101,7 @@ def test_losing_the_only_gpu_node_ends_the_run(tables, cluster, tmp_path):
 
     status, said, error = run(tables, cluster, tmp_path / "ray", lose)
     assert status == 3 and error.count("\n") == 1, error
-    assert (
-        "what is left of the Ray cluster is not enough: its clients were on GPUs, and no node has one"
-        in error
-    )
+    assert "the rest of the Ray cluster is too small: its clients were on GPUs, and no node has one" in error
     assert error.endswith(f"continue with: fedkd resume {tmp_path / 'ray' / 'run'}\n")
     assert "waiting for another node: its clients were on GPUs, and no node has one" in said
 
@@ -121,7 +118,7 @@ def test_a_node_with_another_fedkd_is_named_before_the_first_round(tables, clust
         cluster.remove_node(node)
     assert status == 2 and error.count("\n") == 1, error
     assert "engine.address: node " in error
-    assert error.endswith("has another fedkd than the one that runs here: its files differ\n")
+    assert error.endswith("has another fedkd: its files differ from those here\n")
     assert not (tmp_path / "ray" / "run").exists()
     assert not any(" 1/60 " in line for line in said)
 

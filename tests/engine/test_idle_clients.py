@@ -174,7 +174,7 @@ def test_a_client_that_cannot_be_stored_is_named():
     ask(grid, [13])
     (reply,) = ask(grid, [2])
     assert reply.error.reason.splitlines()[0] == (
-        "RuntimeError: client 13 cannot be put aside: OSError: [Errno 28] No space left on device"
+        "RuntimeError: cannot save idle client 13: OSError: [Errno 28] No space left on device"
     )
 
 

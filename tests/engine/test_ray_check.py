@@ -32,12 +32,15 @@ def test_a_machine_matches_itself(here):
         (lambda there: there.update(fedkd=None), "has no fedkd; install it there"),
         (
             lambda there: there.update(fedkd="0" * 64),
-            "has another fedkd than the one that runs here: its files differ",
+            "has another fedkd: its files differ from those here",
         ),
         (lambda there: there["packages"].update(torch="1.0"), "has torch 1.0, and here it is "),
         (lambda there: there["packages"].update(flwr=None), "has no flwr, and here it is "),
-        (lambda there: there["modules"].update({"rich.live": None}), "does not find the module 'rich.live'"),
-        (lambda there: there["modules"].update({"rich.live": "0"}), "has another module 'rich.live' than"),
+        (lambda there: there["modules"].update({"rich.live": None}), "lacks the module 'rich.live'"),
+        (
+            lambda there: there["modules"].update({"rich.live": "0"}),
+            "has another version of the module 'rich.live'; install the one used here",
+        ),
     ],
 )
 def test_missing_and_other_versions_are_named(change, told, here):

@@ -255,7 +255,8 @@ def test_an_unreadable_note_of_an_actor_names_all_its_clients(four, monkeypatch,
     losing_the_reply_of(grid, 2, monkeypatch)
     replies = list(grid.send_and_receive(messages(grid, clients=(2, 3, 6, 10), dies=6)))
     assert fates(replies) == [CLIENT_DIED, None, NOT_HANDLED, NOT_HANDLED]
-    assert replies[0].error.reason.startswith("its Ray actor died in the work for it or for client 6 or 10: ")
+    told = "its Ray actor died while it worked for this client or client 6 or 10: "
+    assert replies[0].error.reason.startswith(told)
     assert replies[2].error.reason == "its Ray actor died while it worked for client 2, 6 or 10"
 
 

@@ -34,7 +34,7 @@ def starts(monkeypatch):
 def test_a_second_start_has_longer_limits_and_names_a_busy_machine(starts, monkeypatch):
     monkeypatch.setattr(os, "getloadavg", lambda: (4000.0, 1.0, 1.0))
     with pytest.raises(
-        EngineLost, match=r"did not start, twice: .*timed out.*load 4000, .* likely cause; its logs"
+        EngineLost, match=r"failed to start twice: .*timed out.*load 4000, .* likely cause; its logs"
     ):
         ray_cluster.connect_ray(Engine(kind="ray"))
     assert starts == [None, "180000"]

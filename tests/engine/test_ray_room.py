@@ -67,7 +67,7 @@ def test_busy_nodes_get_fewer_actors(free):
     told: list[str] = []
     free({"head": (10.0, 0.0), "box": (3.0, 0.0)})
     assert room_for_actors(Engine(device="cpu"), cluster(HEAD, BOX), 100, told.append) == 13
-    assert told == ["others work on the Ray cluster: there is room for 13 actors, not for 72"]
+    assert told == ["the Ray cluster is in use: it has room for 13 of 72 actors"]
 
 
 def test_a_run_waits_for_stopping_actors(free):
@@ -83,10 +83,10 @@ def test_a_run_waits_for_room_and_then_reports_its_lack(free):
     with pytest.raises(EngineLost) as caught:
         room_for_actors(Engine(gpus_per_actor=1), cluster(HEAD, BOX), 100, told.append)
     assert str(caught.value) == (
-        "the Ray cluster had room for 0 of 1 actors after 120 s (engine.start_timeout): others hold all but"
-        " 8 of its 72 CPUs and 0 of its 1 GPUs"
+        "the Ray cluster had room for 0 of 1 actors after 120 s (engine.start_timeout): 8 of its 72 CPUs"
+        " and 0 of its 1 GPUs are free"
     )
-    assert told == ["waiting for room on the Ray cluster: for 0 of 1 actors there is some now"]
+    assert told == ["waiting for room on the Ray cluster: 0 of 1 actors fit now"]
 
 
 def test_a_run_waits_for_the_requested_number_of_actors(free):

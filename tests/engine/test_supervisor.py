@@ -39,7 +39,7 @@ def test_the_parent_exits_with_the_status_of_the_child(status):
     ("end", "told"),
     [
         ("os._exit(1)", "Ray ended it"),
-        ("os._exit(0)", "its process ended with status 0 and without a word"),
+        ("os._exit(0)", "its process ended with status 0 and no message"),
         (
             "os.kill(os.getpid(), signal.SIGKILL)",
             "killed by SIGKILL, as the system does when memory runs out",

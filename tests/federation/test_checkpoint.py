@@ -220,7 +220,7 @@ def test_a_checkpoint_of_an_earlier_release_is_refused(tmp_path):
     replace_bytes(path, json.dumps(manifest | {"digest": digest_of(manifest)}).encode())
     told: list[str] = []
     assert CheckpointStore(tmp_path, told.append).latest() is None
-    assert told == ["checkpoint round-00001 is damaged and not used: an earlier release of fedkd wrote it"]
+    assert told == ["checkpoint round-00001 is damaged and ignored: an earlier release of fedkd wrote it"]
 
 
 def test_the_last_two_checkpoints_are_stored_completely(tmp_path):
@@ -279,7 +279,7 @@ def test_a_damaged_checkpoint_falls_back_to_the_previous_one(way, tmp_path):
     told: list[str] = []
     back = CheckpointStore(tmp_path, told.append).latest()
     assert back is not None and (back.round, states(back)) == (1, {0: 1.0, 1: 1.0})
-    assert len(told) == 1 and told[0].startswith("checkpoint round-00002 is damaged and not used: ")
+    assert len(told) == 1 and told[0].startswith("checkpoint round-00002 is damaged and ignored: ")
     assert ("manifest" in told[0]) != (".safetensors" in told[0]), "the file is named"
 
 

@@ -29,7 +29,7 @@ def test_hyperparameters_exclude_those_set_by_the_scenario():
     ("name", "given", "key", "text"),
     [
         ("FedAdm", {}, "fusion.strategy", "did you mean 'FedAdam'"),
-        ("FedXgbBagging", {}, "fusion.strategy", "no strategy of Flower"),
+        ("FedXgbBagging", {}, "fusion.strategy", "no usable strategy of Flower"),
         ("FedAdam", {"etta": 1.0}, "fusion.etta", "did you mean 'eta'"),
         ("FedAdam", {"fraction_train": 0.5}, "fusion.fraction_train", "unknown key"),
         ("QFedAvg", {}, "fusion.client_learning_rate", "needs a value"),

@@ -62,5 +62,5 @@ def test_a_shared_model_wider_than_the_private_one_is_refused():
         def width(self, network: str = "model") -> int:
             return 8 if network == SHARED_NETWORK else 4
 
-    with pytest.raises(UserError, match="at most as wide as those of every client's model, 4, got 8"):
+    with pytest.raises(UserError, match="at most as wide as every client's, 4, got 8"):
         FedMRL().aux_networks()[PROJECTION].make(Wide())

@@ -296,7 +296,7 @@ def test_guidance_fits_the_expectations_of_clients(name):
             if table and not strategy.capabilities.brings_model:
                 known = SIZES | sizes | {"M": M}
                 check_guidance(strategy, table, known)
-                with pytest.raises(InvalidUpload, match="array stranger is not what"):
+                with pytest.raises(InvalidUpload, match="array stranger is unknown to"):
                     check_guidance(strategy, table | {"stranger": np.zeros(3)}, known)
 
 
@@ -323,6 +323,6 @@ def test_guidance_without_an_array_is_refused_by_name(name):
         try:
             round.clients[0].learn(strategy, fewer)
         except UserError as error:
-            assert re.fullmatch(r"guidance is refused: array \S+ is missing; it has .*", str(error))
+            assert re.fullmatch(r"guidance is refused: array \S+ is missing; guidance has .*", str(error))
         except KeyError as error:  # `apply` itself, where there are no targets at all
             assert array == "targets" and "guidance without targets" in str(error)

@@ -59,7 +59,5 @@ def test_uploads_beyond_memory_are_refused(monkeypatch):
     plan = parse_plan(small(asynchronous={"buffer": 2}))
     data = load_data(plan.scenario)
     monkeypatch.setattr(memory, "max_stored_uploads", lambda plan: 10**12)
-    with pytest.raises(
-        UserError, match=r"asynchronous: 1,000,000,000,000 uploads that are kept take 200,000"
-    ):
+    with pytest.raises(UserError, match=r"asynchronous: 1,000,000,000,000 stored uploads need 200,000"):
         memory.build_checked_models(plan, data)

@@ -179,7 +179,7 @@ def test_the_seed_argument_overrides_the_file(tmp_path):
         ("fusion.distil_epochs = 1", "unknown key for strategy 'knfu'; did you mean 'distill_epochs'?"),
         (
             "fusion.strategy = 'flwr:FedAdm'",
-            "fusion.strategy: no strategy of Flower's named 'FedAdm' can be used; did you mean",
+            "fusion.strategy: no usable strategy of Flower named 'FedAdm'; did you mean",
         ),
         (
             "fusion = { strategy = 'flwr:FedAdam', et = 1 }",

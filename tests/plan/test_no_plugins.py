@@ -105,7 +105,7 @@ def test_a_bench_lists_cells_without_plug_ins(told, write, tmp_path):
     status, out, err = told("bench", path, "--dry-run", "--no-plugins")
     assert (status, err) == (0, "")
     assert "  strategy=trap:S seed=2" in out and "cells  4 " in out
-    assert out.splitlines()[-1].endswith(': not without fusion.strategy = "trap:S"')
+    assert out.splitlines()[-1].endswith(', which need fusion.strategy = "trap:S"')
     status, _, err = told("bench", path, "--no-plugins")
     assert status == 2 and err.startswith("error: --no-plugins: needs --dry-run")
 

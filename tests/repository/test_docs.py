@@ -65,6 +65,16 @@ def made(page: str) -> str:
     return MADE[page]()
 
 
+def name_on_site(page: Path) -> str:
+    """Return the path of a page below docs/; empty for other files."""
+    return page.relative_to(DOCS).as_posix() if page.is_relative_to(DOCS) else ""
+
+
+def text_of(page: Path) -> str:
+    name = name_on_site(page)
+    return made(name) if name in MADE else page.read_text(encoding="utf-8")
+
+
 # The page on architecture -----------------------------------------------------------------------------------
 
 
@@ -189,9 +199,11 @@ def test_most_documented_commands_are_run():
 # Links ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("page", LINKING, ids=lambda page: str(page.relative_to(REPOSITORY)))
+@pytest.mark.parametrize(
+    "page", [*LINKING, *(DOCS / name for name in MADE)], ids=lambda page: str(page.relative_to(REPOSITORY))
+)
 def test_links_have_existing_targets(page):
-    text = re.sub(r"`[^`\n]*`", "", without_code(page.read_text(encoding="utf-8")))
+    text = re.sub(r"`[^`\n]*`", "", without_code(text_of(page)))
     for target in re.findall(r"\]\(([^)\s]+)\)", text):
         if re.match(r"[a-z]+:", target):
             parts = urlsplit(target)
@@ -199,11 +211,9 @@ def test_links_have_existing_targets(page):
             continue
         path, _, anchor = target.partition("#")
         there = (page.parent / path).resolve() if path else page
-        name = there.relative_to(DOCS).as_posix() if there.is_relative_to(DOCS) else ""
-        assert there.exists() or name in MADE, f"{target}: no such file"
-        if anchor and there.suffix == ".md" and name != "api.md":
-            written = made(name) if name in MADE else there.read_text(encoding="utf-8")
-            assert anchor in anchors(written), f"{target}: no such heading"
+        assert there.exists() or name_on_site(there) in MADE, f"{target}: no such file"
+        if anchor and there.suffix == ".md" and name_on_site(there) != "api.md":
+            assert anchor in anchors(text_of(there)), f"{target}: no such heading"
 
 
 @pytest.mark.parametrize(

@@ -118,12 +118,13 @@ def test_a_correct_strategy_is_accepted(name, check):
     ("name", "hyperparameters", "told"),
     [
         ("Trained", {"fails": True}, "raised KeyError: 'student' in a trial round"),
-        ("Logits", {}, "'mine' must give probabilities as targets, which its `loss` compares with a softmax"),
+        ("Logits", {}, "targets of 'mine' must be probabilities, as its `loss` compares them with a softmax"),
         ("Counting", {}, "'mine' must not change 'Counting.rounds' in a round"),
         (
             "Blending",
             {},
-            "'mine' must answer equal knowledge equally, got other targets from a second `fuse`",
+            "'mine' must return the same guidance for the same knowledge, but a second `fuse` returned other"
+            " targets",
         ),
     ],
 )

@@ -32,7 +32,7 @@ def knowledge(clients: int = 2) -> Knowledge:
     ],
 )
 def test_guidance_without_targets_is_checked_for_nan_too(guidance):
-    with pytest.raises(ValueError, match="are not all numbers"):
+    with pytest.raises(ValueError, match="contain NaN"):
         check_guidance(guidance, knowledge())
 
 
@@ -52,7 +52,7 @@ WRONG = {
         "personal must be a list of 2 tables, one for each client",
     ),
     "a personal array": (Guidance(None, personal=[np.ones(2)] * 2), "is a ndarray; must be a dict"),
-    "absent lists": (Guidance(None, absent=[{}]), "absent is a list; must be a table by client"),
+    "absent lists": (Guidance(None, absent=[{}]), "absent is a list; must be a dict of tables by client"),
 }
 
 
@@ -104,7 +104,7 @@ def test_targets_of_some_samples_have_indices():
 
 
 def test_participants_are_not_absent():
-    with pytest.raises(ValueError, match="names client 1, who took part"):
+    with pytest.raises(ValueError, match="has client 1, which took part"):
         check_guidance(Guidance(None, absent={3: {}, 1: {}}), knowledge())
 
 

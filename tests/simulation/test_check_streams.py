@@ -179,7 +179,7 @@ def test_check_estimates_the_traffic_that_a_run_counts(stream, tmp_path, capsys)
             ["continual.learner=gpm", "continual.threshold=[0.9]"],
             "continual.threshold: must be one number, or one for each of 2 layers (body.1, body.3), got 1",
         ),
-        (["continual.tasks.count=6"], "continual.tasks.count: 10 classes cannot be shared out evenly"),
+        (["continual.tasks.count=6"], "continual.tasks.count: 10 classes do not divide evenly"),
         (
             ["continual.tasks.count=20", "continual.tasks.classes_per_task=1"],
             "continual.tasks.count: 20 tasks",

@@ -73,3 +73,12 @@ def test_only_temporary_folders_of_dead_processes_are_removed(tmp_path, monkeypa
     for folder in (held, another):
         folder.close()
     assert [path.name for path in tmp_path.iterdir()] == ["fedkd-test-strange"]
+
+
+def test_a_folder_can_be_closed_twice(tmp_path):
+    folder = TemporaryFolder("fedkd-closed-")
+    folder.close()
+    with (tmp_path / "file").open("w") as other:  # which may now have the descriptor of the folder
+        folder.close()
+        other.write("open")
+    assert not folder.path.exists()

@@ -129,7 +129,7 @@ def test_a_repeated_export_replaces_only_its_own_folder(run, exported, tmp_path,
 def test_estimators_cannot_be_exported(make_digits_scenario, tmp_path):
     tables = make_digits_scenario() | {"rounds": 1, "clients": [{"model": "sgd"}], "training": {}}
     result = fedkd.run(tables, out=tmp_path / "run")
-    with pytest.raises(UserError, match=r"no client of this run is a network of tensors.*SGDClassifier"):
+    with pytest.raises(UserError, match=r"no client of this run has a network of tensors.*SGDClassifier"):
         fedkd.export(result.folder)
 
 

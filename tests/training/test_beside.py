@@ -96,5 +96,5 @@ def test_a_batch_norm_in_an_auxiliary_network_skips_a_batch_of_one() -> None:
 
 def test_auxiliary_networks_train_in_the_loop() -> None:
     assert kind_of(job_of(network(1), network(2))) is None
-    with pytest.raises(ValueError, match="is like no other"):
+    with pytest.raises(ValueError, match="must have no kind"):
         job_of(network(1), network(2), kind="train")

@@ -56,13 +56,13 @@ def test_a_dimension_contains_exactly_its_values():
 @pytest.mark.parametrize(
     ("search", "key", "message"),
     [
-        ({}, "search", "names nothing to vary"),
-        ({"a": 3}, "search.a", "one value is for"),
+        ({}, "search", "must have at least one key to vary"),
+        ({"a": 3}, "search.a", "one value belongs into"),
         ({"a": [3]}, "search.a", "at least two values"),
         ({"a": [3, 3]}, "search.a", "different"),
         ({"a": {"low": 1, "high": 1}}, "search.a", "low must be less than high"),
-        ({"a": {"low": 0, "high": 1, "log": True}}, "search.a", "above 0"),
-        ({"a": {"low": 1, "high": 9, "log": True, "step": 2}}, "search.a.step", "cannot go with log"),
+        ({"a": {"low": 0, "high": 1, "log": True}}, "search.a", "low must be > 0 with log"),
+        ({"a": {"low": 1, "high": 9, "log": True, "step": 2}}, "search.a.step", "must be left out with log"),
         ({"a": {"low": 1, "high": 9, "step": 0}}, "search.a.step", "must be > 0"),
         ({"a": {"low": 1, "high": 9, "step": 3}}, "search.a", "whole number of steps"),
         ({"a": {"low": 1, "high": 10**400}}, "search.a.high", "must be"),

@@ -219,7 +219,7 @@ def test_a_resolved_search_is_the_same(ran):
         ({"search": {"training.lr": {"low": 0, "high": 1}}}, [], "search.training.lr: must be > 0, got 0"),
         ({"search": {"training.lrr": [1, 2]}}, [], "search.training.lrr: unknown key; did you mean 'lr'?"),
         ({"set": {"training.lr": 0.1}}, [], "training.lr: is searched"),
-        ({"base": "other.toml"}, [], "base: needs the base scenario"),
+        ({"base": "other.toml"}, [], "base: needs one base scenario"),
         ({}, ["--set", "seed=-1"], "seed: must be an integer ≥ 0, got -1"),
         (
             {"search": {"fusion.strategy": ["fedmd", "knfu"], "fusion.beta": [1.0, 2.0]}},

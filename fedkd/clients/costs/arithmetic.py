@@ -39,7 +39,7 @@ class Workload:
 
     Attributes:
         training: Everything but evaluations, the server's training included.
-        evaluation: Predictions for measurements alone, if all clients were evaluated in every round.
+        evaluation: Predictions for measurements, as if all clients were evaluated in every round.
         every: Rounds from one evaluation to the next.
         test: Samples of the common test set before the last round, of `test_set` in all.
         answered: True if asynchronous rounds evaluate the clients that they answer.
@@ -61,9 +61,9 @@ class Workload:
         return self._evaluation / whole if whole else 0.0
 
     def remedies(self) -> dict[str, int]:
-        """Return each key's value that alone limits evaluations to half.
+        """Return, for each key, the value that limits evaluations to half of the work.
 
-        Useless values are left out: below 1, or the present one.
+        Values below 1 and present values are left out.
         """
         now = self._evaluation
         if now <= self.training:
@@ -83,7 +83,7 @@ class Workload:
 
 
 def estimate_workload(plan: Plan, data: Data, models: Sequence[nn.Module | Estimator]) -> Workload:
-    """Estimate the products and convolutions of a round from sizes alone; estimators count as nothing."""
+    """Estimate the products and convolutions of a round from sizes alone; estimators count as 0."""
     scenario, strategy = plan.scenario, plan.strategy
     costs = _costs(plan, data, models)
     made = made_auxiliaries(plan, data, models)
@@ -101,7 +101,7 @@ def estimate_workload(plan: Plan, data: Data, models: Sequence[nn.Module | Estim
     moments = sampled * (1 + bool(guided)) if answered else 1 + guided
     # With common weights, the common test set is predicted once for all.
     once = 1.0 / clients if strategy.capabilities.brings_model else 1.0
-    # A batch of the other kind goes along with each: private ones while guidance is learned, and vice versa.
+    # Each step may add a batch of the other kind: private samples in distillation, transfer ones in training.
     with_private = 2 if plan.recipe.ce_weight > 0 else 1
     with_transfer = 2 if plan.recipe.kd_weight > 0 else 1
     held_out = selection_holdout_share(plan) or 0.0
@@ -197,7 +197,7 @@ def count_trial_operations(plan: Plan, data: FederatedData, models: Sequence[nn.
 
 
 def _besides(plan: Plan, data: Data, made: Mapping[str, nn.Module]) -> tuple[float, float]:
-    """Return a client's auxiliary networks in forward operations of a sample: in training, in evaluations."""
+    """Return forward operations per sample of a client's auxiliary networks, in training and evaluation."""
     strategy = plan.strategy
     training = answers = 0.0
     for name, auxiliary in aux_networks_of(strategy).aux_networks().items() if made else ():

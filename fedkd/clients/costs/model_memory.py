@@ -27,10 +27,10 @@ ESTIMATOR_BYTES = 1_000_000
 
 
 def build_checked_models(plan: Plan, data: Data) -> list[nn.Module | Estimator]:
-    """Build one model of every group; a `UserError` if memory or the strategy's requirements refuse it."""
+    """Build one model of every group; `UserError`: memory or the strategy's requirements refuse it."""
     shape, outputs = data.input_shape, model_outputs(plan, data)
     copies = copies_in_training(plan)
-    limit = machine_memory() // copies, f"with {copies - 1} more of its size while it is trained"
+    limit = machine_memory() // copies, f"with {copies - 1} more copies during training"
     models = build_group_models(plan.scenario, shape, outputs, data.input_dtype, limit)
     _check_fit(plan, _sizes(plan, data, models))
     _check_kept(plan, data, models)
@@ -92,7 +92,7 @@ def estimate_client_bytes(plan: Plan, data: Data, models: Sequence[nn.Module | E
 
 
 def max_resident_clients(of_client: int, share: float, gpu_share: float, device: torch.device) -> int:
-    """Return the number of idle clients, of so many bytes each, that fit into a process's memory.
+    """Return the number of idle clients of `of_client` bytes that fit into a process's memory.
 
     `share` is the process's share of this machine's memory, `gpu_share` of a GPU, or the number of GPUs.
     """
@@ -103,7 +103,7 @@ def max_resident_clients(of_client: int, share: float, gpu_share: float, device:
 
 
 def _check_fit(plan: Plan, sizes: Sequence[int]) -> None:
-    """Refuse models that do not fit into this machine, if they are kept on it."""
+    """Refuse models that exceed this machine's memory, if they are kept on it."""
     scenario = plan.scenario
     elsewhere = scenario.engine.address is not None or resolve_device(scenario.engine.device).type != "cpu"
     if elsewhere:
@@ -123,14 +123,14 @@ def _check_fit(plan: Plan, sizes: Sequence[int]) -> None:
     needed = kept + at_work * (copies_in_training(plan) - 1) * max(sizes)
     if needed > machine_memory():
         raise UserError(
-            f"{clients} clients' models, with what training and checkpoints need besides, take"
-            f" {needed / 1e9:,.1f} GB at a time; this machine has {machine_memory() / 1e9:,.1f} GB",
+            f"{clients} clients' models, with training and checkpoints, need {needed / 1e9:,.1f} GB; this"
+            f" machine has {machine_memory() / 1e9:,.1f} GB",
             key="clients",
         )
 
 
 def _check_kept(plan: Plan, data: Data, models: Sequence[nn.Module | Estimator]) -> None:
-    """Refuse to keep uploads that do not fit into the server's memory: weights, or predictions."""
+    """Refuse stored uploads that exceed the server's memory: weights, or predictions."""
     each = 2 * len(first_task(data).transfer_x) * model_outputs(plan, data)
     if "weights" in plan.capabilities.needs:
         each = max((_size(model) for model in models if isinstance(model, nn.Module)), default=0)
@@ -139,7 +139,7 @@ def _check_kept(plan: Plan, data: Data, models: Sequence[nn.Module | Estimator])
         scenario = plan.scenario
         unwaiting = "asynchronous" if scenario.asynchronous is not None else "fusion.stale_decay"
         raise UserError(
-            f"{max_stored_uploads(plan):,} uploads that are kept take {kept / 1e9:,.1f} GB; this machine has"
+            f"{max_stored_uploads(plan):,} stored uploads need {kept / 1e9:,.1f} GB; this machine has"
             f" {machine_memory() / 1e9:,.1f} GB",
             key="fusion.knowledge_cache" if scenario.fusion.knowledge_cache is not None else unwaiting,
         )

@@ -73,8 +73,8 @@ class Evaluator:
             return client.predict(x)
         logits, wanted = client.networks.logits_of(network, x), (len(x), client.classes)
         if logits.shape != wanted:
-            told = f"what `predictor` of '{strategy.name}' returned made {list(logits.shape)}"
-            raise TypeError(f"{told} of {len(x)} samples; must be {list(wanted)}")
+            told = f"the network from `predictor` of '{strategy.name}' returned {list(logits.shape)}"
+            raise TypeError(f"{told} logits; must be {list(wanted)}")
         return logits
 
     def predictor(self) -> nn.Module | None:
@@ -100,7 +100,7 @@ class Evaluator:
         return found
 
     def evaluate_after_fusion(self, split: Split, round: int) -> Score:
-        """Evaluate after the fusion of a round; once a process if all clients have the same answers."""
+        """Evaluate after fusion; once per process if all clients have the same answers."""
         client, trainer = self._client, self._client.trainer
         if not isinstance(trainer, NetworkTrainer):
             return self.evaluate(split, round)
@@ -119,7 +119,7 @@ class Evaluator:
         return nullcontext() if stream is None else stream.tests.shared_predictions()
 
     def measure_before_fusion(self, round: int, *, changes: bool = True) -> None:
-        """Record that guidance arrives in this round, and the scores before it if it changes the model."""
+        """Record the arrival of guidance in this round, and the scores before it if it changes the model."""
         client = self._client
         with self.shared_predictions():
             scores = {split: self.evaluate(split, round) for split in SPLITS} if changes else None

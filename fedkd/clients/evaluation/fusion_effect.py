@@ -1,4 +1,4 @@
-"""The effect of guidance on a client: scores before and after fusion, and agreement with the targets."""
+"""The effect of guidance on a client: scores before and after fusion, agreement with the targets."""
 
 from collections.abc import Callable, Mapping
 from math import isnan, nan
@@ -34,7 +34,7 @@ class GuidanceEffect:
     def begin(
         self, round: int, scores: Mapping[Split, Score] | None, models: Mapping[str, float], *, replaces: bool
     ) -> None:
-        """Record that guidance arrives, and the scores before it; None: it does not change the model yet.
+        """Record the arrival of guidance, and the scores before it; None: it does not change the model yet.
 
         `models` has the accuracy of each of several models by ``name_split``. With `replaces` another model
         takes the place of the client's, so that flips of answers are not its own.

@@ -23,7 +23,7 @@ Asked = tuple[int, int, tuple[int, ...], tuple[int, ...]]
 
 
 class TaskMetric(NamedTuple):
-    """One figure about one task: a row of `metrics.jsonl`, and by its `key` one of a reply."""
+    """One figure about one task: a row of `metrics.jsonl`, and the figure `key` of a reply."""
 
     metric: str
     split: str
@@ -47,9 +47,9 @@ def is_task_metric(key: str) -> bool:
 class TaskTests:
     """Test a learner's network on the test samples of tasks.
 
-    The tasks of `learning` are places in `order`, the client's own. `measured` are measurements that clients
-    of the process share; None: the answers are the client's own. `main` is the scenario's own place among the
-    `evaluation_protocols`: with the task given, and perhaps without.
+    The tasks of `learning` are places in the client's `order`. `measured` are measurements that clients of
+    the process share; None: the answers are the client's own. `main` is the index of the scenario's protocol
+    among the `evaluation_protocols`: with the task given, and perhaps without.
     """
 
     def __init__(
@@ -115,7 +115,8 @@ class TaskTests:
     def accuracies(self, task: int, fused: int | None = None) -> tuple[np.ndarray, np.ndarray]:
         """Return accuracies [protocols, splits] on a task, and rates of its inference [splits].
 
-        The latter is NaN if the learner infers none, or has not met this one. Arguments as in `measure`.
+        The rates are NaN if the learner does not infer tasks or has not learned this one. Arguments as in
+        `measure`.
         """
         model = self._learning.model(self.place_of(task))
         own, common = self._tasks.tests(task)
@@ -143,7 +144,7 @@ class TaskTests:
         return outputs if model.units is None else outputs[:, model.units.cpu().numpy()]
 
     def outputs(self, place: int, model: TaskModel, x: np.ndarray) -> np.ndarray:
-        """Return all outputs `[n, O]` in an evaluation with the task at a place given, by its model."""
+        """Return all outputs `[n, O]` in an evaluation with the task given, by that task's model."""
         asked = place, x.__array_interface__["data"][0], x.shape, x.strides
         if self._answered is not None and asked in self._answered:
             return self._answered[asked][1]
@@ -175,8 +176,8 @@ class TaskTests:
     def _without_task(self, task: int, given: np.ndarray, x: np.ndarray) -> tuple[np.ndarray, float]:
         """Return all outputs for samples whose task is not given, and the share of right inferences.
 
-        A learner whose answers depend on the weights alone answers as with the task `given`. Others are
-        asked again with the present task's model.
+        If a learner's answers depend on the weights alone, they are those with the task `given`. Other
+        learners predict again with the present task's model.
         """
         if predicts_by_weights(self._learning.learner):
             return given, nan

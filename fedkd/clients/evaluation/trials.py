@@ -32,9 +32,12 @@ def trial_knowledge(client: Client, round: int) -> dict[str, np.ndarray]:
 def run_trials(client: Client, probabilities: np.ndarray, epochs: int, round: int) -> Training[Arrays]:
     """Let a copy of a client learn from each sender alone, on the same batches in the same order.
 
-    The senders' `probabilities` are `[N, M, C]` float32. Return the `gains` of accuracy on the local and on
-    the common test set, `[N, 2]` float64 (NaN without samples), and the copies' `answers`, the class of each
-    transfer sample, `[N, M]` int32.
+    The senders' `probabilities` are `[N, M, C]` float32.
+
+    Returns:
+        `gains`: Gains of accuracy on the local and on the common test set, `[N, 2]` float64 (NaN without
+            samples).
+        `answers`: The copies' class of each transfer sample, `[N, M]` int32.
     """
     trainer = client.networks
     before = _accuracies(client, trainer.network)

@@ -1,7 +1,7 @@
 """Centralized clients: one model for each architecture, trained on all samples.
 
-The model after r rounds depends on the scenario alone. So every process trains its own copy up to the rounds
-that it is asked about, and results do not depend on processes or participation.
+The model after r rounds depends on the scenario alone. So every process trains its own copy up to the round
+of each request, and results do not depend on processes or participation.
 """
 
 from collections.abc import Sequence
@@ -60,8 +60,8 @@ class CentralizedModel(SharedModel):
     def advance(self, round: int) -> Training[float]:
         """Bring the model to the end of a round, and return that round's mean loss.
 
-        Missing rounds are trained in order. A past round, asked by another run of the process, makes the
-        model begin again.
+        Missing rounds are trained in order. A request for a past round, by another run of the process,
+        restarts the model.
         """
         if round < self._rounds:
             load_weights(self.network, self._initial)
@@ -94,7 +94,7 @@ class CentralizedModel(SharedModel):
         return progress | add_prefix(WEIGHTS, weights_of(self.network))
 
     def restore(self, arrays: Arrays) -> None:
-        """Restore a state, unless the model is as far already through another client."""
+        """Restore a state, unless another client has brought the model as far already."""
         if int(arrays[ROUNDS]) > self._rounds:
             load_weights(self.network, strip_prefix(WEIGHTS, arrays))
             self._rounds, self._loss = int(arrays[ROUNDS]), float(arrays[LOSS])
@@ -126,23 +126,23 @@ def all_samples_of(scenario: Scenario, data: FederatedData) -> tuple[np.ndarray,
 
 
 class CentralizedTrainer(NetworkTrainer):
-    """Trainer in the pooled model of a client's architecture."""
+    """Trainer of the centralized model of a client's architecture."""
 
     def __init__(self, plan: Plan, index: int, samples: LocalSamples, model: CentralizedModel) -> None:
         super().__init__(plan, index, samples, model)
         self._centralized = model
 
     def train(self, client: Trainee, proximal_mu: float = 0.0) -> Training[Trained]:
-        """Bring the pooled model to the end of the round and return its mean loss."""
+        """Bring the centralized model to the end of the round and return its mean loss."""
         loss = yield from self._centralized.advance(client.round)
         return Trained(loss, self._centralized.last_hits)
 
     def catch_up(self, round: int) -> Training[None]:
-        """Bring the pooled model to a round's end, also for clients that were not sampled."""
+        """Bring the centralized model to a round's end, also for clients that were not sampled."""
         yield from self._centralized.advance(round)
 
     def model_state(self) -> dict[str, np.ndarray]:
-        """Return the pooled model's weights and progress, for other processes."""
+        """Return the centralized model's weights and progress, for other processes."""
         return self._centralized.state()
 
     def restore_model(self, arrays: Arrays) -> None:

@@ -1,4 +1,4 @@
-"""The trainer of a model that is no torch module: any classifier with `fit` and `predict_proba`."""
+"""The trainer of an estimator: any classifier with `fit` and `predict_proba`."""
 
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
@@ -49,7 +49,7 @@ class EstimatorTrainer:
     def _fit(self, client: Trainee, x: np.ndarray, y: np.ndarray) -> None:
         """Fit on private samples, and on the last guidance if it is rehearsed.
 
-        A refitted estimator has it among its samples anyway, each with weight 1.
+        A refitted estimator has that guidance among its samples in any case, each with weight 1.
         """
         model, transfer_x = self.model, client.data.transfer_x
         last, round = client.last_guidance, client.round

@@ -2,7 +2,7 @@
 
 CACHE/fedkd/executors.json    {"version": 2, "measured": [{"what": {...}, "loop": s, "vectorised": s}]}
 
-Unreadable entries count as never measured.
+Unreadable entries are ignored.
 """
 
 from collections.abc import Mapping
@@ -30,7 +30,7 @@ def read_step_measurements() -> list[tuple[dict[str, Any], Measured]]:
     """Return all measurements: the measured setting and its times, oldest first."""
     try:
         stored = parse_json(executor_cache_path().read_bytes())
-    except (OSError, InvalidJson, RuntimeError):  # the last: a home folder of nobody
+    except (OSError, InvalidJson, RuntimeError):  # RuntimeError: there is no home folder
         return []
     if not isinstance(stored, Mapping) or stored.get("version") != VERSION:
         return []
@@ -49,7 +49,7 @@ def _row(row: Any) -> tuple[dict[str, Any], Measured] | None:
 
 
 def cached_step(what: Mapping[str, Any]) -> Measured | None:
-    """Return the times of a setting; None: never measured."""
+    """Return the times of a setting; None: not measured yet."""
     return next((measured for known, measured in reversed(read_step_measurements()) if known == what), None)
 
 

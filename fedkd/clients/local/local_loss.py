@@ -14,7 +14,7 @@ from fedkd.scenario import Relations
 from fedkd.training import AuxBatches, angle_huber, count_correct, cross_entropy, distance_huber, graph_kl
 
 LEAST = 1e-7
-"""Least probability with its own logarithm."""
+"""Least probability whose logarithm is taken."""
 TARGETS, SAMPLES, ROUND = "targets", "samples", "round"
 """Names of a `LastGuidance`'s arrays."""
 
@@ -24,7 +24,7 @@ Taught = Callable[[Tensor, "Tensor | None", Tensor], Tensor]
 
 @dataclass(frozen=True, eq=False)
 class Rehearsed:
-    """Batches of other samples than private ones, and their term in the loss of local training.
+    """Batches of rehearsed samples, and their term in the loss of local training.
 
     `alike`: all clients of the scenario have this loss, and it only computes.
     """

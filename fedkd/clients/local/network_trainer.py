@@ -75,16 +75,16 @@ class NetworkTrainer:
     # Networks -----------------------------------------------------------------------------------------
 
     def network_of(self, name: str) -> nn.Module:
-        """Return the client's own network, or an auxiliary one; a `KeyError` for unknown names."""
+        """Return the client's own network or an auxiliary one; unknown names raise `KeyError`."""
         if name != OWN_NETWORK and name not in self._auxiliaries:
             known = ", ".join([OWN_NETWORK, *self._auxiliaries])
-            raise KeyError(f"'{self._strategy.name}' asks for a network '{name}'; clients have {known}")
+            raise KeyError(f"'{self._strategy.name}' uses a network '{name}'; clients have {known}")
         return self.network if name == OWN_NETWORK else self._auxiliaries[name]
 
     def fresh(self) -> nn.Module:
-        """Return the client's initial network; a `TypeError` if it has none of its own."""
+        """Return the client's initial network; raise `TypeError` if it has none of its own."""
         if self.begin is None:
-            raise TypeError(f"client {self._index} has no network of its own that it began with")
+            raise TypeError(f"client {self._index} has no initial network of its own")
         return self.begin()
 
     def predictor(self) -> nn.Module:

@@ -1,7 +1,7 @@
 """The choice of an executor for ``executor = "auto"``.
 
-The first training of a block of each group's clients is run both ways, on throw-away clients. The scenario
-takes the executor that is quicker for all groups together, without groups that cannot train together.
+The first training of a block of each group's clients runs with both executors, on throw-away clients. The
+scenario takes the executor that is faster over all groups that can train together.
 """
 
 import json
@@ -44,9 +44,9 @@ class ExecutorChoice:
 def select_executor(
     plan: Plan, data: Data, clock: ClockFunction = time.perf_counter, tell: Tell = lambda line: None
 ) -> ExecutorChoice:
-    """Return the executor that is quicker at a plan's first training on this process's device."""
+    """Return the faster executor of a plan's first training on this process's device."""
     if plan.scenario.faults.goes_on:
-        return ExecutorChoice("loop", "loop: clients that may be skipped or tried again work alone")
+        return ExecutorChoice("loop", "loop: clients that may be skipped or retried train one by one")
     together = plan.with_executor("vectorised")
     total = StepSeconds(0.0, 0.0)
     blocks = {id(together.groups[block[0]]): block for block in reversed(together.blocks)}
@@ -57,7 +57,7 @@ def select_executor(
             seconds = _of_group(together, data, group, blocks[id(group)], clock, tell)
         except Exception as error:  # of a plug-in; the run reports it with its client and round
             return ExecutorChoice(
-                "loop", f"loop: training together could not be tried ({type(error).__name__})"
+                "loop", f"loop: the trial of training together failed ({type(error).__name__})"
             )
         if seconds is None:
             continue
@@ -66,7 +66,7 @@ def select_executor(
         steps = training.local_epochs * max(1, sum(ceil(size / training.batch_size) for size in sizes))
         total = StepSeconds(total.loop + steps * seconds.loop, total.vectorised + steps * seconds.vectorised)
     if not total.loop:
-        return ExecutorChoice("loop", "loop: the clients' steps cannot be taken together")
+        return ExecutorChoice("loop", "loop: these clients cannot train together")
     ratio = total.loop / total.vectorised
     return ExecutorChoice(
         total.choice, f"{total.choice}: training together is {ratio:.2f} times as fast as the loop"
@@ -80,7 +80,7 @@ def _of_group(
     what = what_is_measured(plan, data, group, len(block))
     if (known := cached_step(what)) is not None:
         return StepSeconds(*known)
-    tell(f"measuring whether {group.model} trains quicker one by one or together")
+    tell(f"measuring whether {group.model} trains faster one by one or together")
     with contain_plugin(), limit_torch_threads(plan.scenario.engine.threads_per_client):
         factory = ClientFactory(plan, data)
         jobs: list[TrainJob] = []
@@ -95,7 +95,7 @@ def _of_group(
 
 
 def what_is_measured(plan: Plan, data: Data, group: ClientGroup, together: int) -> dict[str, Any]:
-    """Return all influences on the time of a step, as JSON."""
+    """Return the settings that decide the time of a step, as JSON."""
     scenario, device = plan.scenario, resolve_device(plan.scenario.engine.device)
     training = scenario.training
     told: dict[str, Any] = {

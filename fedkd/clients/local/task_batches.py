@@ -21,9 +21,8 @@ def task_batches(
 ) -> TrainJob:
     """Return a job with the learner's loss instead of the cross entropy.
 
-    FedProx's pull and rehearsed guidance of the `local` loss are added. Strategies that teach something else
-    in local training are refused: it is about the present task's classes. Training stops early on `held_out`
-    samples, if any.
+    FedProx's pull and rehearsed guidance of the `local` loss are added. Other terms of a strategy are
+    refused: they concern the present task's classes only. Training stops early on `held_out` samples, if any.
     """
     learner, context = learning.learner, learning.context
     proximal, rehearsed = local.proximal, local.rehearsed

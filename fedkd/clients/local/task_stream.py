@@ -46,9 +46,8 @@ TAUGHT_AGAIN = "taught_again"
 class TaskStream:
     """The learner of a client of a federated stream, and measurements on each task.
 
-    A strategy sees one ordinary problem at a time: the present task's samples, transfer set and classes.
-    A learner sees the tasks in the client's own order: its task is a place in that order, from 0. A task that
-    comes back is a further one to it.
+    A strategy sees one task at a time: its samples, transfer set and classes. A learner sees the tasks in the
+    client's own order: its task is a place in that order, from 0. A repeated task is a new one for it.
 
     Attributes:
         learning: The client's network under the learner.
@@ -99,7 +98,7 @@ class TaskStream:
         return prepare_inputs(array, self._device)
 
     def tensors(self, place: int) -> tuple[Tensor, Tensor]:
-        """Return the samples and labels that the client trains on of the task at a place in its order."""
+        """Return the samples and labels for training on the task at a place in the client's order."""
         x, y = self._samples.trained_on(place)
         return self._on_device(x), self._on_device(y)
 
@@ -125,7 +124,7 @@ class TaskStream:
         return self._order[: schedule.place(self._index, round) + schedule.ends(self._index, round)]
 
     def reopens(self, task: int, round: int) -> int | None:
-        """Return the index of an old task with new guidance of a round, if any."""
+        """Return the place of an old task with new guidance in a round, if any."""
         place = self.tests.place_of(task)
         if round <= self._old_guidance.get(task, 0) or place >= self.learning.task:
             return None
@@ -176,9 +175,9 @@ class TaskStream:
         )
 
     def _shaped(self, job: TrainJob, round: int, loss: LocalLoss) -> TrainJob:
-        """Return the job with the learner's loss, on samples of the tasks it names and those it remembers.
+        """Return the job with the learner's loss, on samples of its tasks and its memory.
 
-        A straggler trains on less of each.
+        A straggler trains on fewer samples of each task.
         """
         learner, context = self.learning.learner, self.learning.context
         tasks, replayed = learner.batch(context)
@@ -227,7 +226,7 @@ class TaskStream:
         effect.begin_at(dict(zip(SPLITS, self.tests.so_far(before), strict=True)))
 
     def task_metrics(self, round: int, effect: GuidanceEffect) -> dict[str, float]:
-        """Return accuracies on all tasks met so far and on the next one, and their drops; else NaN.
+        """Return accuracies on all tasks so far and on the next one, and their drops; others: NaN.
 
         At round 0, before any training, all tasks of the client are measured.
         """

@@ -1,8 +1,8 @@
 """Stages of an upload: each has a client's half, `encode`, and a server's half, `decode_upload`.
 
-Bytes are counted after all stages. Stages that send fewer predictions, or fewer numbers of each, come after
-the precision, so that client and server judge the same numbers. Of the arrays that they add, only
-`PREDICTIONS_SENT` reaches the fusion.
+Bytes are counted after all stages. Stages that drop predictions or classes come after `Precision`, so that
+client and server see the same numbers. Of the arrays that stages add, only `PREDICTIONS_SENT` reaches the
+fusion.
 """
 
 from collections.abc import Callable, Mapping, Sequence

@@ -1,1 +1,1 @@
-"""Learners that add weights of each task's own."""
+"""Learners that add separate weights for each task."""

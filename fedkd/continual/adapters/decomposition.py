@@ -38,7 +38,7 @@ class Layout:
         return sum(shape[0] for shape in self.shapes.values())
 
     def fan_in(self) -> np.ndarray:
-        """Return the numbers that each unit has, `[U]` int64; they stand side by side in a flat array."""
+        """Return the number of weights per unit, `[U]` int64; in a flat array they lie side by side."""
         per_layer = [np.full(shape[0], prod(shape[1:])) for shape in self.shapes.values()]
         return np.concatenate([np.empty(0, np.int64), *per_layer])
 
@@ -57,7 +57,7 @@ class Layout:
 
 
 def head_of(shapes: Mapping[str, Sequence[int]]) -> str | None:
-    """Return the name of the weight that makes the outputs; None: there is no linear one."""
+    """Return the name of the output layer's weight; None: that layer is not linear."""
     if HEAD in shapes:
         return HEAD
     linear = [name for name, shape in shapes.items() if len(shape) == 2]

@@ -1,4 +1,4 @@
-"""FedWeIT on a client: a shared base, its own masks and sparse parts, and parts of other clients.
+"""FedWeIT on a client: a shared base, masks, own sparse parts, and other clients' parts.
 
 The strategy `fedkd.fusion.streams.fedweit` exchanges bases and parts.
 """
@@ -31,16 +31,17 @@ class FedWeIT(Phases, StateExchange, TaskParameters, Learner):
         loss + λ1 (Σ_{i ≤ t} ‖A_i‖₁ + ‖m_t‖₁) + λ2 Σ_{i < t} ‖(B ⊙ m_i + A_i) − (B ⊙ m_i + A_i)*‖²
              + λ/2 (‖A_t‖² + ‖s_t‖²), and in the first task λ/2 ‖B‖²         A_t begins at B/3, m_t at 1/2
 
-    B is the base, A_t the task's own part, the A_i of the sum are parts of other clients when the task began,
-    with an attention α for each of them and layer. * marks the values at the end of the last task. B, s_t,
-    A_t, α and the A_i of earlier tasks learn. When a task ends, small weights of parts become zero.
+    B is the base, A_t the task's own part. The A_i of the sum are other clients' parts at the start of the
+    task, each with an attention α per layer. * marks the values at the end of the last task. Trained are B,
+    s_t, A_t, α and the A_i of earlier tasks. When a task ends, small weights of parts become zero.
 
-    The head's rows of the task, parameters of one dimension and statistics of normalisation layers are the
-    task's own, and begin as they first were.
+    Each task has its own head rows, one-dimensional parameters and normalisation statistics. They start from
+    their initial values.
 
-    With the strategy `fedweit` the base is averaged and parts are lent. With `local` or exchanged predictions
-    this is additive parameter decomposition (APD; Yoon et al., ICLR 2020, arXiv 1902.09432) with masks over
-    units. It keeps two numbers a weight and task. A step costs two passes over the weights an earlier task.
+    The strategy `fedweit` averages the base and lends parts to other clients. With `local` or exchanged
+    predictions this is additive parameter decomposition (APD; Yoon et al., ICLR 2020, arXiv 1902.09432) with
+    masks over units. It stores two numbers per weight and task. A step costs two passes over the weights for
+    each earlier task.
     """
 
     name: ClassVar[str] = "fedweit"
@@ -81,7 +82,7 @@ class FedWeIT(Phases, StateExchange, TaskParameters, Learner):
     draws α at random, which starts with noise as large as a part."""
 
     def check(self, network: nn.Module) -> None:
-        """Refuse a network without weights below a head of its own, or whose layers share a weight."""
+        """Refuse a network without weights below its head, or with shared weights."""
         shapes = trained_shapes(network)
         heads = [layer.weight_name for layer in find_layers(network).values() if layer.is_head]
         problem = None
@@ -97,7 +98,7 @@ class FedWeIT(Phases, StateExchange, TaskParameters, Learner):
             raise UserError(f"'{self.name}' {problem}", key="continual.learner")
 
     def begin_phase(self, context: LearnerContext) -> None:
-        """Begin the task's mask, its part, and the attention to what is lent; unless it has begun."""
+        """Create the task's mask, part and attention to lent parts, once per task."""
         task, state = context.task, WeITState(context)
         if state.has_begun(task):
             return
@@ -116,13 +117,13 @@ class FedWeIT(Phases, StateExchange, TaskParameters, Learner):
                 state.own[task, name] = rows.detach().clone()
 
     def trainable(self, context: LearnerContext) -> Tensors:
-        """Return the base, all that is the task's own, and the own parts of earlier tasks."""
+        """Return the base, the task's own tensors, and own parts of earlier tasks."""
         state, task = WeITState(context), context.task
         own = state.mask.in_memory(task) | state.own.in_memory(task)
         return {**state.bases(), **own, **state.part.in_memory(), **state.attention.in_memory()}
 
     def end_task(self, context: LearnerContext) -> None:
-        """Make small weights of parts zero, keep what was borrowed, and what every task is held to."""
+        """Zero small weights of parts; store borrowed parts and each task's reference values."""
         state, task = WeITState(context), context.task
         if not state.has_begun(task):
             return
@@ -143,8 +144,8 @@ class FedWeIT(Phases, StateExchange, TaskParameters, Learner):
     def report(self, context: LearnerContext) -> dict[str, float]:
         """Return `part_density`, `mask` and `borrowed_share` of the task.
 
-        These are the share of weights in which its own part is not zero, the mean of its masks, and the norm
-        of the borrowed parts by that of its weights.
+        These are the share of nonzero weights in its own part, the mean of its masks, and the norm of
+        borrowed parts relative to its weights.
         """
         state, task = WeITState(context), context.task
         if not state.has_begun(task):
@@ -162,7 +163,7 @@ class FedWeIT(Phases, StateExchange, TaskParameters, Learner):
         }
 
     def task_parameters(self, context: LearnerContext, task: int) -> Tensors:
-        """Return the task's weights and all else that is its own; of one not begun, the base under masks."""
+        """Return the task's weights and its other own parameters; before its start, the masked base."""
         state = WeITState(context)
         if not state.has_begun(task):
             share = self.initial_mask + self.initial_part
@@ -213,12 +214,12 @@ class FedWeIT(Phases, StateExchange, TaskParameters, Learner):
         return told
 
     def import_state(self, context: LearnerContext, state: Tensors) -> None:
-        """Keep parts of others, ``{client}/{task}/`` `values`, `bits` and `stamp`, for tasks that begin."""
+        """Store others' parts, ``{client}/{task}/`` `values`, `bits` and `stamp`, for later tasks."""
         WeITState(context).known.put(state)
         self._forget(context)
 
     def _lenders(self, context: LearnerContext) -> list[tuple[int, int]]:
-        """Return client and task of every part that a task is lent which begins now, ascending."""
+        """Return client and task of each part lent to a starting task, ascending."""
         if self.borrow == "nothing":
             return []
         stamps = WeITState(context).stamps()
@@ -230,7 +231,7 @@ class FedWeIT(Phases, StateExchange, TaskParameters, Learner):
         return sorted(latest.values())
 
     def _forget(self, context: LearnerContext) -> None:
-        """Drop parts that neither the present nor a later task uses."""
+        """Drop parts that no present or later task uses."""
         state = WeITState(context)
         present = [] if state.lenders is None else state.lenders.tolist()
         for client, task in state.stamps().keys() - {*self._lenders(context), *map(tuple, present)}:

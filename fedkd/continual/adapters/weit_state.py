@@ -70,7 +70,7 @@ class WeITState(LearnerState):
         return found
 
     def stamps(self) -> dict[tuple[int, int], int]:
-        """Return the time at which each part of others was fused, by client and task."""
+        """Return the time of fusion of each other client's part, by client and task."""
         stamps = {}
         for name, values in self.known.part().items():
             client, task, kind = name.split("/")
@@ -108,6 +108,6 @@ def trained_shapes(network: nn.Module) -> dict[str, torch.Size]:
 
 
 def sparse(flat: Tensor) -> Tensors:
-    """Return the numbers of ``[P]`` that are not zero, and their places, a bit a number."""
+    """Return the nonzero numbers of ``[P]``, and a bit per number for their places."""
     there = flat != 0
     return {VALUES: flat[there], BITS: pack(there)}

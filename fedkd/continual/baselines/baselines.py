@@ -20,10 +20,10 @@ class Naive(Learner):
 
 @hyperparameters
 class Cumulative(Learner):
-    """Go on with every task, and train on the samples of all tasks so far.
+    """Continue training on the samples of all tasks so far.
 
-    A reference, not a continual learner: it keeps all samples. It is `joint` without the new start, an upper
-    bound at every moment, with ever longer rounds.
+    A reference, not a continual learner: it keeps all samples. It is `joint` without the restart: an upper
+    bound at every moment, with longer and longer rounds.
     """
 
     name: ClassVar[str] = "cumulative"
@@ -64,7 +64,7 @@ class Single(Learner):
 
 @hyperparameters
 class Joint(Single):
-    """Begin anew with every task, and train on the samples of all tasks so far.
+    """Restart with each task and train on the samples of all tasks so far.
 
     A reference, not a continual learner, since it keeps all samples: the upper end of the scale, for
     `intransigence`. Its stored bytes are the initial weights alone.

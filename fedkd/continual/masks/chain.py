@@ -20,7 +20,7 @@ BETWEEN = (
 
 
 def chain_of(network: nn.Module) -> tuple[Layer, ...]:
-    """Return the layers of a network in the order in which a sample meets them, the head last.
+    """Return the layers of a network in the order of the forward pass, the head last.
 
     Raise `ValueError` with the reason if units cannot be scaled one by one.
     """
@@ -28,7 +28,7 @@ def chain_of(network: nn.Module) -> tuple[Layer, ...]:
     for name, module in _modules(network):
         if isinstance(module, nn.Linear | nn.Conv2d) and type(module) in LAYERS:
             if isinstance(module, nn.Conv2d) and module.groups != 1:
-                raise ValueError(f"'{name}' is a convolution in groups")
+                raise ValueError(f"'{name}' is a grouped convolution")
             layers.append(Layer(name, module, False))
         elif type(module) not in BETWEEN or (isinstance(module, nn.Flatten) and module.start_dim != 1):
             raise ValueError(f"'{name}' is a {type(module).__name__}")
@@ -38,28 +38,28 @@ def chain_of(network: nn.Module) -> tuple[Layer, ...]:
         raise ValueError("two layers share a weight")
     for before, after in pairwise(layers):
         if inputs_of(after) % outputs_of(before):
-            raise ValueError(f"'{after.name}' does not read what '{before.name}' makes")
+            raise ValueError(f"'{after.name}' does not take the output of '{before.name}'")
     return (*layers[:-1], Layer(layers[-1].name, layers[-1].module, True))
 
 
 def outputs_of(layer: Layer) -> int:
-    """Return the number of a layer's units: of its channels, if it is a convolution."""
+    """Return the number of a layer's units, or a convolution's channels."""
     return layer.module.weight.shape[0]
 
 
 def inputs_of(layer: Layer) -> int:
-    """Return the number of inputs of a layer: of its channels, if it is a convolution."""
+    """Return the number of a layer's inputs, or a convolution's input channels."""
     return layer.module.weight.shape[1]
 
 
 def _modules(network: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """Yield the modules that a sample goes through, with their names."""
+    """Yield the modules of the forward pass with their names."""
     if type(network) is Classifier:
         parts: Sequence[tuple[str, nn.Module]] = list(network.named_children())
     elif type(network) is nn.Sequential:
         parts = list(network.named_children())
     else:
-        raise ValueError(f"{type(network).__name__} has a course of its own")
+        raise ValueError(f"{type(network).__name__} has its own forward pass")
     for name, module in parts:
         if type(module) is nn.Sequential:
             yield from ((f"{name}.{inner}", found) for inner, found in _modules(module))

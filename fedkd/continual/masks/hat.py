@@ -41,18 +41,18 @@ class HAT(Phases, StepObserver, TaskParameters, Learner):
 
         forward:    h_l ← a_l ⊙ h_l,  a_l = σ(s · e_l)
         steepness:  s = 1/s_max + (s_max − 1/s_max) · (b − 1) / (B − 1)        step b of B of an epoch;
-                    s = s_max wherever the client is asked
+                    s = s_max in every prediction
         used:       a_l^≤t = max(a_l of task t at s_max, a_l^<t)
         gradients:  ∇W_l,ij ← (1 − min(a_l,i^<t, a_l−1,j^<t)) · ∇W_l,ij        a = 1 for the network's inputs
                     ∇e ← ∇e · s_max (cosh(s·e) + 1) / (s (cosh(e) + 1)),       |e| ≤ 6 after the step
         penalty:    c · Σ_l,i a_l,i (1 − a_l,i^<t) / Σ_l,i (1 − a_l,i^<t)
 
-    A unit of the head has no gate, and counts as used once a task that has it was trained. Gates multiply
-    weights and biases, so layers must form a chain with ReLU, pooling or dropout between them.
+    Head units have no gate, and count as used once one of their tasks was trained. Gates multiply weights and
+    biases, so layers must form a chain, with ReLU, pooling or dropout between them.
 
-    A task is kept exactly if its gates are 0 or 1. In float32 σ(400 e) is 1 from e = 0.05 on, but 0 only
-    below −0.26: with gates in between, later tasks change a little (`undecided_gates` in the metrics). Gates
-    need many steps, and several batches an epoch. Prediction needs the task.
+    A task is kept exactly if its gates are 0 or 1. With gates in between, later tasks change it a little
+    (`undecided_gates` in the metrics): σ(400 e) is 1 above e = 0.05 in float32, but 0 only below −0.26. Gates
+    need many steps and several batches per epoch. Prediction needs the task.
     """
 
     name: ClassVar[str] = "hat"
@@ -70,7 +70,7 @@ class HAT(Phases, StepObserver, TaskParameters, Learner):
     raise it with the number of tasks. 0 leaves the size of tasks to chance."""
 
     def check(self, network: nn.Module) -> None:
-        """Refuse a network that is not a chain of two or more layers, or has other parameters."""
+        """Refuse a network other than a chain of two or more layers."""
         try:
             layers = chain_of(network)
         except ValueError as error:
@@ -79,10 +79,10 @@ class HAT(Phases, StepObserver, TaskParameters, Learner):
                 key="continual.learner",
             ) from error
         if len(layers) < 2:
-            raise UserError("'hat' gates hidden units, of which this model has none", key="continual.learner")
+            raise UserError("'hat' gates hidden units, but this model has none", key="continual.learner")
 
     def begin_phase(self, context: LearnerContext) -> None:
-        """Draw the task's embeddings; a client that skips the task has none."""
+        """Draw the task's embeddings."""
         GateState(context).embeddings.put(self._embeddings(context, context.task), context.task)
 
     def trainable(self, context: LearnerContext) -> Tensors:
@@ -101,7 +101,7 @@ class HAT(Phases, StepObserver, TaskParameters, Learner):
         state.taught = taught
 
     def report(self, context: LearnerContext) -> dict[str, float]:
-        """Return the shares of used hidden units, and of the last task's gates within 0.01 … 0.99."""
+        """Return the shares of used units, and of the last task's gates in 0.01 … 0.99."""
         if not GateState(context).used:
             return {}
         used = torch.cat([GateState(context).used[layer] for layer in _hidden(context)])
@@ -126,7 +126,7 @@ class HAT(Phases, StepObserver, TaskParameters, Learner):
         return tensors
 
     def penalty(self, context: LearnerContext, step: Step) -> Tensor | None:
-        """Return the penalty on units that the task opens."""
+        """Return the penalty on units that the task newly uses."""
         if self.compression == 0:
             return None
         opened, room = [], []
@@ -157,7 +157,7 @@ class HAT(Phases, StepObserver, TaskParameters, Learner):
         return least + (self.steepness - least) * context.position
 
     def _embeddings(self, context: LearnerContext, task: int) -> Tensors:
-        """Return a task's embeddings by layer: those that it will begin with, if it has not been begun."""
+        """Return a task's embeddings by layer; before its start, the initial ones."""
         hidden, kept = _hidden(context), GateState(context).embeddings.part(task)
         if kept:
             return {layer: kept[layer] for layer in hidden}
@@ -201,7 +201,7 @@ class HAT(Phases, StepObserver, TaskParameters, Learner):
         return left
 
     def _compensated(self, context: LearnerContext, gradients: Tensors) -> Tensors:
-        """Return the gradients of the embeddings as if s had been 1 all the time, times s_max."""
+        """Return the compensated gradients of the embeddings: those at s = 1, times s_max."""
         steepness, embeddings, left = self._steepness(context), GateState(context).embeddings, {}
         for layer, e in self._embeddings(context, context.task).items():
             name = embeddings.name_of((context.task, layer))

@@ -36,7 +36,7 @@ def knn_accuracy(
 
 
 def sample_batches(count: int, batch_size: int, share: float, generator: torch.Generator) -> Tensor:
-    """Return the positions of `share` of all batches of `count` samples, at least one, in random order."""
+    """Return the positions of a `share` of the batches of `count` samples, at least one batch, shuffled."""
     batches = -(-count // batch_size)
     wanted = max(1, round(share * batches)) * batch_size
     return torch.randperm(count, generator=generator)[:wanted]
@@ -51,10 +51,10 @@ def accuracies(
     neighbours: int,
     classes: int,
 ) -> list[float]:
-    """Return the accuracy of k-NN on the features of each candidate's mask; empty: too few samples.
+    """Return the k-NN accuracy on features of each candidate's mask; empty: too few samples.
 
-    `features` goes from an old task and new samples x `[n, *input_shape]`, in random order, to penultimate
-    features `[n, F]`. The first 66 % are the reference.
+    `features` maps an old task and shuffled new samples x `[n, *input_shape]` to penultimate features `[n,
+    F]`. The first 66 % are the reference.
     """
     split = round(REFERENCE_SHARE * len(x))
     if not 0 < split < len(x):
@@ -64,7 +64,7 @@ def accuracies(
 
 
 def best(candidates: Sequence[int], found: Sequence[float], classes: int) -> int | None:
-    """Return the candidate of the highest accuracy, the first of equal ones, if it beats 1/C; else None."""
+    """Return the first candidate of highest accuracy, if it beats 1/C; else None."""
     highest = max(found, default=0.0)
     return candidates[list(found).index(highest)] if highest > 1.0 / classes else None
 
@@ -78,7 +78,7 @@ def lender(
     neighbours: int,
     share: float,
 ) -> int | None:
-    """Return the candidate that lends its scores to a mask, and remember all accuracies; None: none does."""
+    """Return the candidate that lends its scores to a mask, or None; store all accuracies."""
     x, y = context.samples()
     if not candidates or not len(x):
         return None

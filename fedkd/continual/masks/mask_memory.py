@@ -39,7 +39,7 @@ class MaskState(LearnerState):
 
 @dataclass(frozen=True)
 class MaskMemory:
-    """The masks on one client, each over the weights of all layers, by their numbers (*slots*)."""
+    """The masks on one client over the weights of all layers, by number (*slot*)."""
 
     context: LearnerContext
     rule: Rule
@@ -94,7 +94,7 @@ class MaskMemory:
         return self.is_settled(slot) or self.has_scores(slot)
 
     def settle(self, slot: int, *, keep_scores: bool, again: bool = False) -> None:
-        """Turn a mask's scores into bits, unless that has been done or it is to be done `again`."""
+        """Turn a mask's scores into bits; `again` repeats it for a settled mask."""
         if self.is_settled(slot) and not again:
             return
         for name, scores in self.scores(slot).items():
@@ -104,7 +104,7 @@ class MaskMemory:
             self.state.scores.drop(slot)
 
     def masks(self, slot: int) -> Tensors:
-        """Return a bool mask; a missing one follows from its initial scores."""
+        """Return a bool mask; a missing one comes from its initial scores."""
         if self.is_settled(slot):
             bits = self.state.bits
             return {name: masks.unpack(bits[slot, name], w.shape) for name, w in self.weights.items()}
@@ -118,12 +118,12 @@ class MaskMemory:
         return [masks.pack(mask) for mask in self.masks(slot).values()]
 
     def others(self) -> list[Tensor] | None:
-        """Return bits of weights closed for other clients, one tensor per layer; None: none."""
+        """Return bits of weights reserved for other clients, a tensor per layer; None: none."""
         others = self.state.others
         return [others[name] for name in self.names if name in others] or None
 
     def set_others(self, bits: Sequence[Tensor] | None) -> None:
-        """Replace the weights closed for other clients."""
+        """Replace the weights reserved for other clients."""
         self.state.others.drop()
         if bits is not None:
             self.state.others.put(dict(zip(self.names, bits, strict=True)))

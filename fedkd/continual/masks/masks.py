@@ -1,4 +1,4 @@
-"""Binary masks over weights: how scores make them, how they are trained, stored and counted.
+"""Binary masks over weights: from scores to masks, their training, storage and statistics.
 
 A supermask (Zhou et al., "Deconstructing Lottery Tickets", NeurIPS 2019; Ramanujan et al., "What's Hidden in
 a Randomly Weighted Neural Network?", CVPR 2020) selects weights of a layer by trained scores.
@@ -38,7 +38,7 @@ def mask_of(scores: Tensor, rule: Rule, density: float) -> Tensor:
         return scores >= 0
     sizes = scores.detach().abs().flatten()
     count = max(1, round(density * len(sizes)))
-    # Finding one value is quicker than sorting, and unlike torch.topk it leaves ties to us.
+    # Finding one value is quicker than a sort, and torch.topk breaks ties by itself.
     smallest = sizes.kthvalue(len(sizes) - count + 1).values
     larger = sizes > smallest
     equal = sizes == smallest
@@ -47,7 +47,7 @@ def mask_of(scores: Tensor, rule: Rule, density: float) -> Tensor:
 
 
 def masked(weight: Tensor, mask: Tensor) -> Tensor:
-    """Return a weight with zeros where the mask is false; a product would keep the sign of the weight."""
+    """Return a weight with zeros outside the mask; a product would yield −0."""
     return torch.where(mask, weight, torch.zeros((), dtype=weight.dtype, device=weight.device))
 
 
@@ -84,8 +84,8 @@ def straight_through(weight: Tensor, scores: Tensor, rule: Rule, density: float)
 def agreed_scores(scores: Tensor, log_odds: Tensor, rule: Rule) -> Tensor:
     """Return scores whose mask follows the clients' log-odds; own scores break ties.
 
-    The client's sizes are dealt out anew. By `topk` the largest go to the highest log-odds; ties go to the
-    largest own score, then to the first; signs stay. By `threshold` signs are those of the log-odds; at 0,
+    The scores' magnitudes are reassigned. With `topk` the largest go to the highest log-odds; ties go to the
+    largest own score, then to the first; signs stay. With `threshold` signs are those of the log-odds; at 0,
     the score's own. `log_odds` are above 0 if more than half of all masks have the weight.
     """
     sizes = scores.abs()
@@ -102,7 +102,7 @@ def agreed_scores(scores: Tensor, log_odds: Tensor, rule: Rule) -> Tensor:
 def _ranking(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     """Return the order of `first` ``[n]`` float32, largest first; ties by `second`, ≥ 0, then by place.
 
-    Both numbers are packed into one for a single quick sort; the few equal ones are put right afterwards.
+    Both numbers are packed into one for a single sort; the few ties are corrected afterwards.
     """
     high = (first + np.float32(0.0)).view(np.int32)  # a zero has one sign then
     high = np.where(high < 0, high ^ np.int32(0x7FFFFFFF), high).astype(np.int64)
@@ -146,7 +146,7 @@ def ones(bits: Tensor) -> int:
 
 
 def density_of(masks: Sequence[Tensor], weights: int) -> float:
-    """Return the share of all `weights` that the masks, one a layer and packed, have."""
+    """Return the share of all `weights` in the packed masks, one per layer."""
     return sum(ones(bits) for bits in masks) / weights
 
 
@@ -168,7 +168,7 @@ def free_share(masks: Sequence[Tensor], earlier: Sequence[Sequence[Tensor]]) -> 
 
 
 def coded_bits(masks: Sequence[Tensor], sizes: Sequence[int]) -> float:
-    """Return the bits a weight of an entropy coder, each layer of masks coded by its own density.
+    """Return the bits per weight of an entropy coder with the density of each layer.
 
     ``Σ_l n_l · h(d_l) / Σ_l n_l`` with ``h(d) = −d·log₂d − (1−d)·log₂(1−d)``: 0.47 at d = 0.1.
     """

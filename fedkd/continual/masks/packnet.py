@@ -36,19 +36,19 @@ class PackState(LearnerState):
 class PackNet(Phases, TaskParameters, Learner):
     """Train the free weights, keep the largest for the task, and retrain those.
 
-    Free weights start every further task at random, with the spread of the initial ones, where the paper's
-    start at 0. With owner the task that each weight belongs to, layer by layer::
+    Free weights restart at random in each further task, with the spread of the initial weights. In the paper
+    they restart at 0. With owner the task of each weight, layer by layer::
 
         train:    all free weights learn, those of earlier tasks are used but frozen
         prune:    the task becomes the owner of the largest free |w|; the others are 0
         retrain:  the weights just taken learn, to make up for the loss of the others
         task j:   W ⊙ (owner ≤ j), from then on
 
-    So the logits of a task stay the same to the last bit. The task must be told to predict.
+    So a task's logits stay the same bit for bit. Prediction needs the task.
 
-    The head is shared out by unit among the tasks that have the unit. Each task has its own running
-    statistics of normalisation layers. Owners take one byte per weight, two above 255 tasks. A task of one
-    epoch is pruned after it, without retraining.
+    Tasks that share a head unit share out its weights. Each task has its own running statistics of
+    normalisation layers. Owners take one byte per weight, two above 255 tasks. A task of one epoch is pruned
+    after it, without retraining.
     """
 
     name: ClassVar[str] = "packnet"
@@ -76,7 +76,7 @@ class PackNet(Phases, TaskParameters, Learner):
         """Refuse a network without a linear or convolutional layer."""
         if not find_layers(network):
             raise UserError(
-                "'packnet' shares out the weights of linear and convolutional layers, and the model has none",
+                "'packnet' needs linear or convolutional layers, but the model has none",
                 key="continual.learner",
             )
 
@@ -89,7 +89,7 @@ class PackNet(Phases, TaskParameters, Learner):
         state.scales = torch.stack(scales)
 
     def begin_task(self, context: LearnerContext) -> None:
-        """Give the free weights new starting values, if earlier tasks left them at zero."""
+        """Draw new values for free weights that earlier tasks left at zero."""
         if context.task == 0:
             return
         generator, scales = context.generator("free-weights"), PackState(context).scales
@@ -111,7 +111,7 @@ class PackNet(Phases, TaskParameters, Learner):
             self._prune(context)
 
     def end_task(self, context: LearnerContext) -> None:
-        """Prune if retraining has not begun, and keep the task's biases."""
+        """Prune unless retraining has begun, and store the task's biases."""
         if context.phase == TRAIN:
             self._prune(context)
         elif context.phase != RETRAIN:
@@ -126,7 +126,7 @@ class PackNet(Phases, TaskParameters, Learner):
         return {"free_weights": float((owners == FREE).double().mean())}
 
     def task_parameters(self, context: LearnerContext, task: int) -> Tensors:
-        """Return the weights and biases of an earlier task; those of the present one are the network's."""
+        """Return the weights and biases of an earlier task; the network holds the present ones."""
         if task >= context.task:
             return {}
         tensors: Tensors = {}
@@ -149,7 +149,7 @@ class PackNet(Phases, TaskParameters, Learner):
         return gradients
 
     def _prune(self, context: LearnerContext) -> None:
-        """Make the present task the owner of its share of the free weights, and the others zero."""
+        """Assign the present task its share of the free weights, and zero the others."""
         left_of_unit = torch.zeros(context.outputs, dtype=torch.int64)
         for units in context.units[context.task :]:
             left_of_unit[units.cpu()] += 1
@@ -166,7 +166,7 @@ class PackNet(Phases, TaskParameters, Learner):
         _clear(context)
 
     def _take(self, task: int, owners: Tensor, weight: Tensor, left: int, *, last_all: bool = False) -> None:
-        """Enter the task into contiguous `owners`, in place, at its share of the free weights.
+        """Enter the task into contiguous `owners`, in place, for its share of free weights.
 
         `left` counts the tasks that share these weights, this one included. With `last_all` the last task
         takes all, whatever `keep` says.
@@ -196,7 +196,7 @@ def _vectors(context: LearnerContext) -> Tensors:
 
 
 def _clear(context: LearnerContext) -> None:
-    """Make the free weights zero, as they count for the tasks so far."""
+    """Zero the free weights, as the tasks so far expect."""
     with torch.no_grad():
         for name, weight in _weights(context):
             weight.masked_fill_(PackState(context).owners[name] == FREE, 0.0)

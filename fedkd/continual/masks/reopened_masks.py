@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class ReopenedScores(Reopened):
-    """The kept scores of an old task, which make its mask anew; weights and other masks stay."""
+    """The stored scores of an old task, which may change its mask; all else stays."""
 
     def __init__(self, learner: SupermaskLearner, context: LearnerContext, task: int) -> None:
         super().__init__(learner, context, task)
@@ -28,7 +28,7 @@ class ReopenedScores(Reopened):
         return self._memory.scores(self.task)
 
     def task_parameters(self) -> Tensors:
-        """Return the weights under the mask that the scores make now."""
+        """Return the weights under the present scores' mask."""
         return self._memory.trainable_mask(self.task)
 
     def optimizer(self, spec: OptimizerSpec) -> OptimizerSpec:
@@ -42,7 +42,7 @@ class ReopenedScores(Reopened):
         return gradients
 
     def close(self) -> None:
-        """Keep the mask that the scores make."""
+        """Store the mask of the present scores."""
         self._memory.settle(self.task, keep_scores=True, again=True)
 
 
@@ -73,7 +73,7 @@ class ReopenedWeights(Reopened):
         return any(bool(own.any()) for own in self._own.values())
 
     def trainable(self) -> Tensors:
-        """Return all weights that masks go over."""
+        """Return all masked weights."""
         return self._memory.weights
 
     def task_parameters(self) -> Tensors:

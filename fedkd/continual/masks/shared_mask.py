@@ -1,4 +1,4 @@
-"""The mask of a client's present task for other clients, and its scores after a vote."""
+"""The mask of a client's present task as other clients see it, and its scores after a vote."""
 
 from __future__ import annotations
 
@@ -61,9 +61,9 @@ class SharedMask:
         return _packed([torch.stack([old[name] for old in earlier]).any(dim=0) for name in earlier[0]])
 
     def agree(self, log_odds: np.ndarray, taken: np.ndarray | None) -> None:
-        """Rank the scores by log-odds ``[≥ d]``, and leave others' weights alone; a settled mask stays.
+        """Rank the scores by log-odds ``[≥ d]``, without others' weights; a settled mask stays.
 
-        `taken` are the bits of weights that must not be trained any more.
+        `taken` are the bits of weights whose training has ended.
         """
         memory, slot = self._memory, self._slot
         if memory.is_settled(slot):
@@ -85,7 +85,7 @@ class SharedMask:
 
 
 def fingerprint_weights(weights: Tensors) -> np.ndarray:
-    """Return ``[FINGERPRINT]`` uint8 that tell weights from others, by names, shapes and values."""
+    """Return a fingerprint ``[FINGERPRINT]`` uint8 of weights, by names, shapes and values."""
     told = hashlib.blake2b(digest_size=FINGERPRINT)
     for name, weight in weights.items():
         told.update(f"{name} {tuple(weight.shape)} ".encode())

@@ -1,4 +1,4 @@
-"""SSNeT and ExSSNeT: find a mask, then train the weights under it, all or the exclusive ones."""
+"""SSNeT and ExSSNeT: find a mask, then train all or the exclusive weights under it."""
 
 from dataclasses import replace
 from math import floor
@@ -27,8 +27,8 @@ class SSNeT(Reopenable, SupermaskLearner):
         first   M_t = top `density` share of |S_t| in each layer    S_t learns, w stays as it is
         then    w ← w − lr · ∇L(f(x; w ⊙ M_t)) ⊙ M_t                w learns, M_t stays as it is
 
-    Weights of earlier masks change too, so SSNeT forgets, unlike `exssnet`. Weights start at the signed
-    constant of SupSup, as the authors' do.
+    Weights of earlier masks change too, so SSNeT forgets, unlike `exssnet`. As in the authors' code, weights
+    start at the signed constant of SupSup.
     """
 
     name: ClassVar[str] = "ssnet"
@@ -53,7 +53,7 @@ class SSNeT(Reopenable, SupermaskLearner):
         return MASK if epoch < self.mask_epochs(epochs) else WEIGHTS
 
     def mask_epochs(self, epochs: int) -> int:
-        """Return how many of a task's epochs train scores."""
+        """Return the number of a task's epochs that train scores."""
         if self.mask_share == 1.0 or epochs < 2:
             return epochs
         return min(max(floor(self.mask_share * epochs + 0.5), 1), epochs - 1)
@@ -65,17 +65,17 @@ class SSNeT(Reopenable, SupermaskLearner):
             self.memory(context).settle(context.task, keep_scores=self.kkt)
 
     def trainable(self, context: LearnerContext) -> Tensors:
-        """Return the task's scores, or all weights that masks go over."""
+        """Return the task's scores, or all masked weights."""
         return self.memory(context).weights if context.phase == WEIGHTS else super().trainable(context)
 
     def optimizer(self, context: LearnerContext, spec: OptimizerSpec) -> OptimizerSpec:
-        """Return the scenario's optimiser for weights, without weight decay, which would move all of them."""
+        """Return the scenario's optimiser for weights, without weight decay."""
         if context.phase == WEIGHTS:
             return replace(spec, weight_decay=0.0)
         return super().optimizer(context, spec)
 
     def reopen(self, context: LearnerContext, task: int) -> Reopened | None:
-        """Return an old task whose own weights may change: those under its mask alone."""
+        """Return an old task whose exclusive weights may change."""
         if not self.memory(context).is_settled(task):
             return None
         reopened = ReopenedWeights(self, context, task, context.task + 1)
@@ -84,7 +84,7 @@ class SSNeT(Reopenable, SupermaskLearner):
 
 @hyperparameters
 class ExSSNeT(SSNeT):
-    """Find a task's mask as SupSup does, then train those of its weights that no earlier mask has.
+    """Find a task's mask as in SupSup, then train its weights outside earlier masks.
 
     ::
 
@@ -92,8 +92,8 @@ class ExSSNeT(SSNeT):
                 F_t = M_t ∧ ¬(M_1 ∨ … ∨ M_{t−1})
         then    w ← w − lr · ∇L(f(x; w ⊙ M_t)) ⊙ F_t                M_t stays as it is
 
-    The outputs for a task stay the same bits as when it ended. Room runs out: watch `free_share`, and choose
-    `density` by the number of tasks.
+    A task's outputs stay the same bit for bit after its end. Free weights run out: watch `free_share`, and
+    choose `density` by the number of tasks.
     """
 
     name: ClassVar[str] = "exssnet"

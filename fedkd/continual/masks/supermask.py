@@ -33,10 +33,10 @@ DEFAULT_SUPERFLUOUS = 100
 
 @hyperparameters
 class SupermaskLearner(FastSteps, Phases, TaskInference, TaskParameters, Learner):
-    """Base of the learners that give every task a mask over the same weights.
+    """Base of learners that give each task a mask over the same weights.
 
-    Masks go over weights of linear and convolutional layers, the classifier's included. Biases stay zero,
-    normalisation has no scale and shift. A task keeps its mask, a bit a weight, and its statistics.
+    Masks cover the weights of linear and convolutional layers, the classifier's included. Biases stay zero,
+    and normalisation has no scale and shift. A task stores its mask, one bit per weight, and its statistics.
     """
 
     traits: ClassVar[LearnerTraits] = LearnerTraits(isolates=True, task_statistics=True, withholds_masks=None)
@@ -87,14 +87,14 @@ class SupermaskLearner(FastSteps, Phases, TaskInference, TaskParameters, Learner
             raise UserError("must be ≥ 1 for the objective 'superfluous'", key="continual.superfluous_units")
 
     def check(self, network: nn.Module) -> None:
-        """Refuse parameters that take neither a mask nor a constant."""
+        """Refuse parameters that can be neither masked nor constant."""
         known: set[int] = set()
         layers = 0
         for name, module in network.named_modules():
             if isinstance(module, nn.Linear | nn.Conv2d):
                 if id(module.weight) in known:
                     raise UserError(
-                        f"'{self.name}' cannot mask '{name}', whose weight another layer shares",
+                        f"'{self.name}' cannot mask '{name}': another layer shares its weight",
                         key="continual.learner",
                     )
                 layers += 1
@@ -102,7 +102,7 @@ class SupermaskLearner(FastSteps, Phases, TaskInference, TaskParameters, Learner
                 known.update(id(parameter) for parameter in module.parameters(recurse=False))
         unknown = [name for name, parameter in network.named_parameters() if id(parameter) not in known]
         if unknown or not layers:
-            what = f"but this network has '{unknown[0]}'" if unknown else "of which this network has none"
+            what = f"but this network has '{unknown[0]}'" if unknown else "but this network has none"
             raise UserError(
                 f"'{self.name}' masks linear and convolutional layers, {what}", key="continual.learner"
             )
@@ -117,7 +117,7 @@ class SupermaskLearner(FastSteps, Phases, TaskInference, TaskParameters, Learner
         return self.superfluous_units
 
     def prepare(self, context: LearnerContext) -> None:
-        """Give the weights their size, and biases, scales and shifts their constants."""
+        """Set the weights' magnitudes, and constant biases, scales and shifts."""
         with torch.no_grad():
             for weight in self.memory(context).weights.values():
                 if self.initial_weights == "signed-constant":
@@ -133,7 +133,7 @@ class SupermaskLearner(FastSteps, Phases, TaskInference, TaskParameters, Learner
         return MASK
 
     def begin_phase(self, context: LearnerContext) -> None:
-        """Draw the task's scores, or copy those of an old task, unless it has a mask already."""
+        """Draw the task's scores, or copy an old task's, unless it has a mask."""
         memory, slot = self.memory(context), self.slot(context, context.task)
         if memory.has(slot):
             return
@@ -153,14 +153,14 @@ class SupermaskLearner(FastSteps, Phases, TaskInference, TaskParameters, Learner
         return replace(spec, name=self.mask_optimizer or spec.name, lr=self.mask_lr or spec.lr)
 
     def end_task(self, context: LearnerContext) -> None:
-        """Keep the task's mask as bits, and how much of it is its own."""
+        """Store the task's mask as bits, and its exclusive share."""
         memory, slot = self.memory(context), self.slot(context, context.task)
         if memory.has(slot):
             memory.settle(slot, keep_scores=self.kkt)
             self.remember_figures(context, slot)
 
     def remember_figures(self, context: LearnerContext, slot: int) -> None:
-        """Keep a mask's free share, and its overlap with every earlier one."""
+        """Store a mask's free share, and its overlap with each earlier mask."""
         memory, earlier = self.memory(context), self.earlier(context, slot)
         share, overlaps = memory.free_share(slot, earlier), memory.overlaps(slot, earlier)
         memory.state.free_share[slot] = context.units[0].new_tensor(share, dtype=torch.float64)
@@ -193,19 +193,19 @@ class SupermaskLearner(FastSteps, Phases, TaskInference, TaskParameters, Learner
         return figures
 
     def stored_bits(self, bits: Sequence[Tensor], weights: int) -> int:
-        """Return the bits that a mask, packed, of so many `weights` takes after its task."""
+        """Return the bits that a packed mask of `weights` takes after its task."""
         packed = sum(masks.BITS * len(own) for own in bits)
         return packed + (SCORE_BITS * weights if self.kkt else 0)
 
     def task_parameters(self, context: LearnerContext, task: int) -> Tensors:
-        """Return the weights under the task's mask; while it is learned, its scores have gradients."""
+        """Return the weights under the task's mask, with gradients for scores in training."""
         memory, slot = self.memory(context), self.slot(context, task)
         if memory.has_scores(slot) and not memory.is_settled(slot):
             return memory.trainable_mask(slot)
         return memory.masked_weights(slot)
 
     def penalty(self, context: LearnerContext, step: Step) -> Tensor | None:
-        """Return the logsumexp added by superfluous units, which pushes them down."""
+        """Return the logsumexp of superfluous units, which pushes them down."""
         if not self.extra_outputs:
             return None
         outputs = step.outputs()
@@ -216,7 +216,7 @@ class SupermaskLearner(FastSteps, Phases, TaskInference, TaskParameters, Learner
     def predict_without_task(
         self, context: LearnerContext, model: TaskModel, x: Tensor
     ) -> tuple[Tensor, Tensor | None]:
-        """Return the outputs under each sample's likeliest mask, other units far below, and its tasks."""
+        """Return outputs under each sample's likeliest mask, other units far below, and its tasks."""
         slots = self.slots(context)
         with evaluation_mode(context.network):
             if not slots:
@@ -235,7 +235,7 @@ class SupermaskLearner(FastSteps, Phases, TaskInference, TaskParameters, Learner
         return outputs, torch.tensor(slots, device=x.device)[inferred][:, None] == slot_of_task
 
     def infer(self, context: LearnerContext, slots: Sequence[int], x: Tensor) -> Tensor:
-        """Return each sample's likeliest mask `[B]`, a position among `slots`; the network predicts."""
+        """Return each sample's likeliest mask `[B]`, a position among `slots`."""
         together = self.superposition(context, slots)
         if self.inference == "exhaustive":
             return together.exhaustive(x)
@@ -254,7 +254,7 @@ class SupermaskLearner(FastSteps, Phases, TaskInference, TaskParameters, Learner
         )
 
     def memory(self, context: LearnerContext) -> MaskMemory:
-        """Return the masks that a client remembers."""
+        """Return the client's stored masks."""
         return MaskMemory(context, self.rule, self.density)
 
     def slot(self, context: LearnerContext, task: int) -> int:
@@ -262,7 +262,7 @@ class SupermaskLearner(FastSteps, Phases, TaskInference, TaskParameters, Learner
         return task
 
     def slots(self, context: LearnerContext) -> list[int]:
-        """Return the masks there are, in order."""
+        """Return all masks in order."""
         memory = self.memory(context)
         return [task for task in range(context.task + 1) if memory.has(task)]
 
@@ -271,7 +271,7 @@ class SupermaskLearner(FastSteps, Phases, TaskInference, TaskParameters, Learner
         return [other for other in self.slots(context) if other < slot]
 
     def units(self, context: LearnerContext, slot: int) -> Tensor:
-        """Return the output units `[C]` that a mask has learned to use."""
+        """Return the output units `[C]` that a mask was trained on."""
         return context.units[slot]
 
     def _tensors(self, context: LearnerContext, slot: int) -> Tensors:

@@ -27,17 +27,17 @@ FEWEST = 5
 
 @hyperparameters
 class SupSup(Reopenable, SupermaskLearner):
-    """Train only the choice of weights that take part in a task.
+    """Train each task's selection of fixed random weights.
 
     ::
 
-        w     = sign(w_0) · √2/√fan_in            for good
+        w     = sign(w_0) · √2/√fan_in            fixed
         M_t   = top `density` share of |S_t| in each layer, or S_t ≥ 0
         f_t   = f(x; w ⊙ M_t)                      gradients go straight through to the scores S_t
 
-    The outputs for a task stay the same bits as when it ended. Untrained weights limit the accuracy, so widen
-    the network rather than train longer. A task that is not given is inferred: ``argmin_i ∂H/∂α_i`` with H
-    the entropy of ``softmax f(x; w ⊙ Σ_i α_i M_i)`` at α = 1/k.
+    A task's outputs stay the same bit for bit after its end. Untrained weights limit the accuracy, so widen
+    the network rather than train longer. An unknown task is inferred: ``argmin_i ∂H/∂α_i`` with H the entropy
+    of ``softmax f(x; w ⊙ Σ_i α_i M_i)`` at α = 1/k.
 
     Without known boundaries the learner chooses a mask before every epoch. With g the mean of ∂H/∂α over
     samples, it takes ``argmax_i softmax(−g)_i``, but opens a new mask if these k numbers are about equal:
@@ -59,7 +59,7 @@ class SupSup(Reopenable, SupermaskLearner):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.kkt and self._finds_tasks:
-            raise UserError("needs to be told when a task begins: boundaries = 'known'", key="continual.kkt")
+            raise UserError("needs known task boundaries: boundaries = 'known'", key="continual.kkt")
 
     @property
     def _finds_tasks(self) -> bool:
@@ -84,7 +84,7 @@ class SupSup(Reopenable, SupermaskLearner):
             )
 
     def phase_of(self, epoch: int, epochs: int) -> str:
-        """Return that scores are trained all the time; every epoch is a phase where the mask is inferred."""
+        """Return the phase of score training; with unknown boundaries, a new phase every epoch."""
         return f"{MASK} {epoch}" if self._finds_tasks else MASK
 
     def begin_phase(self, context: LearnerContext) -> None:
@@ -100,7 +100,7 @@ class SupSup(Reopenable, SupermaskLearner):
         super().begin_phase(context)
 
     def end_task(self, context: LearnerContext) -> None:
-        """Keep the mask as bits, unless it may be trained again."""
+        """Store the mask as bits, unless it may be trained again."""
         if not self._finds_tasks:
             super().end_task(context)
         elif self._trained_slot(context, context.task) >= 0:
@@ -112,17 +112,17 @@ class SupSup(Reopenable, SupermaskLearner):
         return {**figures, "masks": len(self.slots(context))} if self._finds_tasks else figures
 
     def reopen(self, context: LearnerContext, task: int) -> Reopened | None:
-        """Return an old task whose scores may change, and with them its mask."""
+        """Return an old task whose scores and mask may change."""
         memory = self.memory(context)
         kept = memory.is_settled(task) and memory.has_scores(task)
         return ReopenedScores(self, context, task) if kept else None
 
     def stored_bits(self, bits: Sequence[Tensor], weights: int) -> int:
-        """Return the bits that a mask takes: those of its scores, where it may be trained again."""
+        """Return the bits of a mask, or of its scores if it may be trained again."""
         return SCORE_BITS * weights if self._finds_tasks else super().stored_bits(bits, weights)
 
     def slot(self, context: LearnerContext, task: int) -> int:
-        """Return the mask that a task was last trained with; for one not met, the next to be opened."""
+        """Return the mask of a task's last training; for a new task, the next free one."""
         if not self._finds_tasks:
             return task
         chosen = self._trained_slot(context, task)

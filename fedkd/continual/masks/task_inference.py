@@ -75,7 +75,7 @@ class Superposition:
     def slopes(self, x: Tensor, members: Sequence[int]) -> Tensor:
         """Return ``∂(objective)/∂α_i`` `[B, k]` at α = 1/k of the k members, sample by sample.
 
-        A forward-mode pass along ``W ⊙ M_i`` a member gives the derivatives of all samples.
+        A forward-mode pass along each ``W ⊙ M_i`` gives the derivatives of all samples.
         """
         if not len(x):
             return torch.zeros(0, len(members), dtype=torch.float64, device=x.device)
@@ -106,9 +106,9 @@ class Superposition:
         return self.slopes(x, range(len(self.masks))).argmin(dim=1)
 
     def binary(self, x: Tensor) -> Tensor:
-        """Return the member `[B]` that is left after halving: again and again the half of smallest slopes."""
+        """Return the member `[B]` left after repeated halving to the smallest slopes."""
         inferred = torch.zeros(len(x), dtype=torch.int64, device=x.device)
-        # Samples that still have the same candidates are asked about together.
+        # Samples with the same candidates are evaluated together.
         waiting = [(torch.arange(len(x), device=x.device), list(range(len(self.masks))))]
         while waiting:
             rows, members = waiting.pop()
@@ -124,7 +124,7 @@ class Superposition:
         return inferred
 
     def exhaustive(self, x: Tensor) -> Tensor:
-        """Return the member `[B]` that does best alone, with its own statistics: a forward pass a member."""
+        """Return the member `[B]` of best objective alone, with its own statistics: a forward pass each."""
         values = []
         for mask, statistics in zip(self.masks, self.statistics, strict=True):
             tensors = {name: masked(weight.detach(), mask[name]) for name, weight in self.weights.items()}
@@ -142,9 +142,9 @@ class Superposition:
 
 
 def keep_units(outputs: Tensor, units: Tensor, margin: float = 30.0) -> Tensor:
-    """Return outputs `[B, O]` in which all units but `units` `[C]` are lowered below these.
+    """Return outputs `[B, O]` with all other units below `units` `[C]`.
 
-    The margin is finite, so the loss of a sample with a mistaken task stays a number.
+    The margin is finite, so the loss stays finite for a wrong task.
     """
     own = outputs.index_select(1, units)
     closed = (own.min(dim=1, keepdim=True).values - margin).expand_as(outputs).clone()

@@ -13,7 +13,7 @@ Three rules hold throughout:
 
 * A client that missed a whole task has not learned it. So comparisons with the moment of learning are means
   over ``j ∈ L``, and `fwt` is one over tasks after a learned one. Accuracies are means over all tasks.
-* NaN is an entry that was not measured. Only metrics whose formula needs it are NaN.
+* NaN marks an entry that was not measured. Only metrics that need it are NaN.
 * A mean over nothing is NaN: `bwt`, `fwt`, `forgetting`, `forgetting_first_last` and `nbt` of a single task.
 """
 
@@ -108,7 +108,7 @@ def nbt_per_task(R: ArrayLike) -> Array:
 
 
 def nbt(R: ArrayLike, learned: ArrayLike | None = None) -> float:
-    """Return mean_{k∈L, k<T−1} NBT_k (`nbt_per_task`); the paper's mean has the undefined last one in."""
+    """Return mean_{k∈L, k<T−1} NBT_k (`nbt_per_task`); the paper includes the undefined last one."""
     per_task = nbt_per_task(R)
     return mean_or_nan(per_task[_learned(learned, len(per_task) + 1)[:-1]])
 
@@ -136,13 +136,13 @@ def learning_area(curve: ArrayLike) -> float:
     The curve `[E]` is the accuracy on a task at E evenly spaced moments (epochs or federated rounds), from
     just before its first step to its end. The plain mean counts both ends fully.
 
-    This is FWT_k of LIBERO (Liu et al., 2023), except that they hold the curve at its maximum from there on.
+    This is FWT_k of LIBERO (Liu et al., 2023), except that LIBERO holds the curve at its maximum.
     """
     return float(_curve(curve).mean())
 
 
 def epochs_to_90(curve: ArrayLike) -> float:
-    """Return the first moment at which 90 % of the curve's last accuracy is reached; 0: before any step.
+    """Return the first moment with 90 % of the curve's last accuracy; 0: before any step.
 
     Moments are those of `learning_area`. Compare runs of about the same last accuracy. NaN: not measured.
     """
@@ -161,7 +161,7 @@ def summarise(
     curves: Sequence[ArrayLike] | None = None,
     learned: ArrayLike | None = None,
 ) -> dict[str, float]:
-    """Return every metric of a stream that can be computed from what is given, by name and in fixed order.
+    """Return all metrics of a stream for the given inputs, by name and in fixed order.
 
     A metric whose input is missing is absent; one that cannot be measured is NaN. Means of curves are over
     learned tasks.

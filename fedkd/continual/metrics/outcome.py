@@ -78,15 +78,15 @@ class StreamOutcome:
 
     @cached_property
     def protocols(self) -> tuple[Protocol, ...]:
-        """The protocols, that with the task given first."""
+        """The protocols; the one with given tasks comes first."""
         return tuple(dict.fromkeys(test.protocol for test in self.tests))
 
     def values(self, test: ProtocolOutcome, name: str) -> dict[int, float]:
-        """Return a metric of the clients that count, in client order; NaN where it could not be measured."""
+        """Return a metric of the counted clients, in client order; NaN: not measured."""
         return {client: test.metrics[client][name] for client in sorted(self.counted & test.metrics.keys())}
 
     def figures(self) -> dict[str, dict[int, float]]:
-        """Return every figure of the clients that count, by a name of its own.
+        """Return all figures of the counted clients, by name.
 
         Plain names (`bwt`) are of the scenario's own protocol on the common test sets, `_local` ones on each
         client's own. Names with a protocol are on the common test sets.
@@ -128,9 +128,9 @@ def stream_outcome(
 
     - `learning_area`, `epochs_to_90` and `auc` need accuracies before a task's first epoch and after each
       one. A client that missed an epoch of a task has none of them.
-    - `temporal_forgetting` and `spatial_forgetting` are means over learned tasks j < T−1 of all drops on task
-      j: by learning later tasks, and by applying guidance. They add up to `forgetting_first_last`. Each may
-      be beyond ±1, since they can compensate.
+    - `temporal_forgetting` and `spatial_forgetting` are the mean drops on learned tasks j < T−1, by learning
+      later tasks and by fusion. They add up to `forgetting_first_last`. Each may exceed ±1, since they can
+      compensate.
     - `rounds_to_90` is the mean number of rounds until 90 % of a learned task's last accuracy.
       `rounds_to_90_early` covers tasks that no client began earlier, `rounds_to_90_late` tasks that others
       began earlier and none later. They need an evaluation every round.
@@ -151,7 +151,7 @@ def stream_outcome(
     tasks, main = task_count(scenario), main_protocol(scenario)
     histories, in_step = tuple(map(TaskHistory.of, courses)), len(set(map(tuple, courses))) == 1
     counted = frozenset(everyone if counted is None else counted)
-    # A matrix is asked for once per client, and would look through the rows of all others every time.
+    # Grouped once: each client's matrix would otherwise search the rows of all clients.
     recorded: dict[tuple[str, str, int | None], list[Row]] = defaultdict(list)
     steps: list[Row] = []
     for row in rows:
@@ -172,7 +172,7 @@ def stream_outcome(
         )
 
     def rate(split: Split, client: int) -> dict[str, float]:
-        """Return how often tasks are inferred at the end, the mean over them; nothing if none ever was."""
+        """Return the mean rate of correctly inferred tasks at the end; nothing without inference."""
         if not recorded[TASK_INFERENCE_RATE, split, None]:
             return {}
         of_client = recorded[TASK_INFERENCE_RATE, split, client]
@@ -221,7 +221,7 @@ def stream_outcome(
 
 
 def _mean(matrices: Sequence[tuple[Array, Array]]) -> tuple[Array, Array]:
-    """Return the mean of R and b over clients, each entry over those that have measured it."""
+    """Return the mean of R and b over clients, each entry over its measured values."""
     tasks = max(len(b) for _, b in matrices)
     total, number = np.zeros((tasks + 1, tasks)), np.zeros((tasks + 1, tasks))
     for R, b in matrices:
@@ -265,7 +265,7 @@ def _total_drop(drops: Sequence[Row], history: TaskHistory, R: Array, learned: N
         place = history.place(row["task"])
         if place < len(totals):
             totals[place] += nan if row["value"] is None else row["value"]
-    # A task that the client has no test samples of has not gone without a drop.
+    # A task without test samples is not a task without a drop.
     totals[np.isnan(R[-1, :-1])] = nan
     return mean_or_nan(totals[learned[:-1]])
 

@@ -32,13 +32,13 @@ class EWC(QuadraticPenalty):
 
         Σ_j F_j (θ − θ_j*)² = S (θ − m)² + K,    S = Σ_j F_j,    m = Σ_j F_j θ_j* / S
 
-    Other codes called EWC, that of HAT (Serrà et al., 2018, arXiv 1801.01423) say, use `anchor = "last"`::
+    Other code called EWC, such as HAT's (Serrà et al., 2018, arXiv 1801.01423), uses `anchor = "last"`::
 
         F       = mean_j F_j
         penalty = λ/2 Σ_i F_i (θ_i − θ_i*)²      θ* the weights at the end of the last task
 
-    With the sum in place of the mean it is `online_ewc`. It helps where tasks have a head of their own, less
-    where they share one, and hardly where new classes come up in a shared head.
+    With the sum in place of the mean it is `online_ewc`. EWC helps most where each task has its own head,
+    less with a shared head, and hardly where new classes appear in a shared head.
     """
 
     name: ClassVar[str] = "ewc"

@@ -1,4 +1,4 @@
-"""The diagonal of a task's Fisher information, as the EWC family takes it for importance."""
+"""The diagonal of a task's Fisher information: the importance in the EWC family."""
 
 from typing import Annotated, Literal
 

@@ -30,9 +30,9 @@ FLOATS = 2**24
 def summed_gradients(network: nn.Module, x: Tensor, y: Tensor, score: Score, magnitude: Magnitude) -> Tensors:
     """Return ``Σ_n m(∂ score_n / ∂θ)``, in evaluation mode, for every parameter that requires a gradient.
 
-    Exact for any network whose samples do not see each other. In a linear layer the gradient of sample n is
-    ``g_n a_nᵀ``, of the output's gradient and the input, so the sum is the matrix product ``m(G)ᵀ m(A)``.
-    Everything else is differentiated sample by sample, vectorised where the network allows it.
+    Exact for any network that treats samples independently. In a linear layer the gradient of sample n is
+    ``g_n a_nᵀ``, with the output's gradient and the input, so the sum is the matrix product ``m(G)ᵀ m(A)``.
+    Other parameters are differentiated sample by sample, vectorised where the network allows it.
     """
     parameters = {name: p for name, p in network.named_parameters() if p.requires_grad}
     sums = {name: torch.zeros_like(p) for name, p in parameters.items()}
@@ -61,7 +61,7 @@ def _sort(
 ) -> tuple[list[str], list[str]]:
     """Return the names of linear layers whose gradients are outer products, and of all other parameters.
 
-    The former see one vector a sample, once, and share no weights. Unused parameters are in neither.
+    The former see one vector per sample, once, and share no weights. Unused parameters are in neither.
     """
     # Subclasses and parametrisations may use the weight in other ways.
     names = [name for name, module in network.named_modules() if type(module) is nn.Linear]
@@ -115,7 +115,7 @@ class _Recorder:
     def _note(calls: list[tuple[Tensor, Tensor]]) -> Callable[..., Tensor]:
         def note(_: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
             calls.append((inputs[0].detach(), output))
-            return output.clone()  # what follows may overwrite it, like ReLU(inplace=True)
+            return output.clone()  # later modules may overwrite it, like ReLU(inplace=True)
 
         return note
 
@@ -135,7 +135,7 @@ def _linear_factors(
 def _sample_gradients(
     network: nn.Module, names: Sequence[str], x: Tensor, y: Tensor, score: Score
 ) -> Iterator[Tensors]:
-    """Yield the gradients ``[n, ...]`` of single samples by name, of all samples or one after the other."""
+    """Yield per-sample gradients ``[n, ...]`` by name, of all samples at once or one by one."""
     if not names:
         return
     parameters = {name: p.detach() for name, p in network.named_parameters()}
@@ -147,7 +147,7 @@ def _sample_gradients(
     own = {name: parameters[name] for name in names}
     try:
         together = vmap(grad(score_of_one), in_dims=(None, 0, 0))(own, x, y)
-    except RuntimeError:  # not every network can be vectorised: its course may depend on the sample
+    except RuntimeError:  # some networks cannot be vectorised: they may branch on the sample
         for sample, label in zip(x, y, strict=True):
             yield {name: g[None] for name, g in grad(score_of_one)(own, sample, label).items()}
     else:

@@ -1,4 +1,4 @@
-"""Learning without forgetting: the network before a task teaches it."""
+"""Learning without forgetting: distillation from the network before the task."""
 
 from collections.abc import Sequence
 from typing import Annotated, ClassVar, Literal

@@ -61,7 +61,7 @@ def squared_distance(context: LearnerContext) -> Tensor | None:
 
 
 class _Distance(torch.autograd.Function):
-    """One tensor's part, with half its gradient ``2Ω(θ − θ*)`` kept from the forward pass: half as dear."""
+    """One tensor's part; half its gradient ``2Ω(θ − θ*)`` is kept from the forward pass, at half the cost."""
 
     @staticmethod
     def forward(ctx: Any, weights: Tensor, anchor: Tensor, importance: Tensor) -> Tensor:

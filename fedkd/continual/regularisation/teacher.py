@@ -14,12 +14,12 @@ class TeacherState(LearnerState):
 
 
 def keep_teacher(context: LearnerContext) -> None:
-    """Remember the network as it is now."""
+    """Store the present network."""
     copies = {name: values.detach().clone() for name, values in context.network.state_dict().items()}
     TeacherState(context).teacher.put(copies)
 
 
 def taught(context: LearnerContext, x: Tensor) -> Tensor:
-    """Return all of the teacher's outputs ``[B, O]`` of samples ``[B, *input_shape]``, without gradients."""
+    """Return the teacher's outputs ``[B, O]`` of samples ``[B, *input_shape]``, without gradients."""
     with evaluation_mode(context.network):
         return context.run(x, TeacherState(context).teacher.part()).float()

@@ -23,8 +23,8 @@ class AGem(FastSteps, Learner):
 
         g ← g − min(⟨g, r⟩, 0) / ⟨r, r⟩ · r
 
-    The samples are compared with, never trained on. The guarantee is a first-order one about one random
-    batch, so some forgetting remains, and more with Adam. The memory is that of `er`.
+    The stored samples serve as a reference only. The guarantee is a first-order one for one random batch, so
+    some forgetting remains, and more with Adam. The memory is that of `er`.
     """
 
     name: ClassVar[str] = "agem"
@@ -68,6 +68,6 @@ def remove_conflict(gradients: Tensors, reference: Tensors) -> Tensors:
         return gradients
     agreement = torch.stack([(gradients[name] * r).sum() for name, r in reference.items()]).sum()
     length = torch.stack([r.square().sum() for r in reference.values()]).sum()
-    # Decided without asking for the values, for which a GPU would have to wait; a zero r takes nothing away.
+    # Reading values would make a GPU wait, so this branches on none; a zero r changes nothing.
     excess: Tensor = torch.where(length > 0, agreement.clamp(max=0.0) / length, 0.0)
     return {name: g - excess * reference[name] if name in reference else g for name, g in gradients.items()}

@@ -1,6 +1,6 @@
 """Episodic memory: a few samples of every task, kept for replay.
 
-Samples of a task are in order of precedence, so a memory shrinks by cutting off the last ones.
+A task's samples are in order of precedence, so a memory shrinks by dropping the last ones.
 """
 
 from typing import Literal, NamedTuple
@@ -38,8 +38,8 @@ def remember(
 ) -> None:
     """Store samples of the present task; earlier tasks make room.
 
-    Every task has an equal share of the memory, and every class one of its task's; or every class of every
-    task has one. Shares without samples go to the others, a remainder to the first ones.
+    Either tasks have equal shares of the memory and classes equal shares of their task's, or all classes have
+    equal shares. Unused shares go to the others, a remainder to the first ones.
 
     Args:
         size: Samples of all tasks together.
@@ -75,7 +75,7 @@ def everything(context: LearnerContext) -> Episode | None:
 
 
 def draw(context: LearnerContext, size: int | None) -> Episode | None:
-    """Return a batch of remembered samples, drawn as `fresh_rows`; None where that draws nothing."""
+    """Return a batch of stored samples, drawn by `fresh_rows`; None: nothing is drawn."""
     held = everything(context)
     rows = None if held is None else fresh_rows(context, EPISODES, len(held.tasks), size)
     if held is None or rows is None:
@@ -84,7 +84,7 @@ def draw(context: LearnerContext, size: int | None) -> Episode | None:
 
 
 def drawn(context: LearnerContext, size: int | None) -> Episode | None:
-    """Return the samples drawn ahead for the present step, or else `draw` now."""
+    """Return the samples drawn ahead for the present step, or `draw` now."""
     if context.drawn is None:
         return draw(context, size)
     ahead, context.drawn = context.drawn, None
@@ -95,8 +95,8 @@ def fresh_rows(context: LearnerContext, owner: str, count: int, size: int | None
     """Draw rows ``[R]`` of a memory of `count` for a step, none twice.
 
     The number of draws is kept in memory as ``{owner}/draws``, so a restored client draws the same rows.
-    `size` is R, at most all rows; None: the training batch size. Returns None for no row, or for a single
-    one that BatchNorm has no variance of.
+    `size` is R, at most all rows; None: the training batch size. Returns None for no row, or for a single row
+    with BatchNorm, which needs a variance.
     """
     number = min(count, size or context.batch_size)
     alone = number == 1 and any(isinstance(module, BatchNorm) for module in context.network.modules())

@@ -1,4 +1,4 @@
-"""Dark Experience Replay: stored samples keep the outputs of their time of storage."""
+"""Dark Experience Replay: stored samples keep their logits at storage."""
 
 from typing import Annotated, ClassVar
 
@@ -22,8 +22,8 @@ class DER(Learner):
 
         penalty = α · mean of (z' − z(x'))²      over R samples x' drawn from memory and all O outputs
 
-    z' are the logits of the step at which x' was taken in: of all outputs, in training mode, before its
-    change. The memory is a reservoir of all own samples in all epochs. It needs no end of a task, and is
+    z' are the logits of x' when it was stored: of all outputs, in training mode, before that step's update.
+    The memory is a reservoir over all own samples in all epochs. It works without task boundaries, and is
     replayed from the second step on. Distillation has the penalty too, but its samples are never stored.
     """
 
@@ -65,14 +65,14 @@ class DER(Learner):
 
 @hyperparameters
 class DERpp(DER):
-    """Train on stored samples, as well as keeping their logits where they were.
+    """Train on stored samples, and keep their logits at their stored values.
 
     ::
 
         penalty = α · mean of (z' − z(x'))²  +  β · mean of CE(y'', x'')
 
     x', z' and x'', y'' are two draws from the memory of `der`; the cross entropy of a sample is among its own
-    task's units. Labels correct logits of early moments. β = 0 is `der`.
+    task's units. Labels correct logits from early in training. β = 0 is `der`.
     """
 
     name: ClassVar[str] = "der++"

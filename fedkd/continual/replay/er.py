@@ -1,4 +1,4 @@
-"""Experience replay: go on training on a few samples of earlier tasks."""
+"""Experience replay: keep training on a few samples of earlier tasks."""
 
 from collections.abc import Sequence
 from typing import Annotated, ClassVar, Literal
@@ -25,8 +25,8 @@ class ExperienceReplay(FastSteps, Learner):
         tasks:    L / t + (1 − 1/t) · M                   t-th task
         sum:      L + M
 
-    The memory takes `memory_size` samples in at the end of a task, equally many of every task so far and of
-    every class of a task, where the paper fills it during training. Nothing is replayed in the first task.
+    The memory has `memory_size` samples, equally many of each task so far and of each class of a task. It is
+    filled at the end of a task; the paper fills it during training. Replay starts with the second task.
     Samples never leave the client.
     """
 

@@ -27,7 +27,7 @@ MOMENTUM, WEIGHT_DECAY, CLIP_NORM = 0.9, 1e-6, 10.0
 
 @hyperparameters
 class GDumb(Phases, Single):
-    """Keep a few samples of every class, and learn from them alone, from the initial weights.
+    """Store a few samples per class, and train on them alone from the initial weights.
 
     The *sampler* sees every sample of the stream once. A class may have k / (classes so far) of the k places.
     A sample of a smaller class is stored, and replaces a random one of the largest class if the memory is
@@ -70,13 +70,13 @@ class GDumb(Phases, Single):
     mixed batch costs a second pass."""
 
     def prepare(self, context: LearnerContext) -> None:
-        """Remember the initial weights; refuse to mix batches that are no images."""
+        """Store the initial weights; refuse CutMix on samples other than images."""
         super().prepare(context)
         if self.cutmix > 0.0 and context.samples(0)[0].dim() != 4:
-            raise UserError("must be 0, as samples are no images", key="continual.cutmix")
+            raise UserError("must be 0, because samples are not images", key="continual.cutmix")
 
     def begin_task(self, context: LearnerContext) -> None:
-        """Pass the task's samples by the sampler, and go back to the initial weights."""
+        """Pass the task's samples to the sampler, and restore the initial weights."""
         super().begin_task(context)
         x, y = context.samples()
         generator = context.generator("gdumb")
@@ -91,7 +91,7 @@ class GDumb(Phases, Single):
         episodes.replace(context, every, torch.tensor([queue[n] for n in kept], device=context.device))
 
     def phase_of(self, epoch: int, epochs: int) -> str:
-        """Return a phase for each epoch, as each has a learning rate of its own."""
+        """Return a phase per epoch, since each has its own learning rate."""
         return WEIGHTS if self.schedule == "training" else f"{EPOCH}{epoch}"
 
     def optimizer(self, context: LearnerContext, spec: OptimizerSpec) -> OptimizerSpec:
@@ -124,9 +124,9 @@ class GDumb(Phases, Single):
 def greedily_balanced(
     classes: Sequence[Hashable], held: int, size: int, generator: torch.Generator
 ) -> list[int]:
-    """Return which samples a greedy balancing sampler of size k holds in the end, ascending.
+    """Return the samples that a greedy balancing sampler of size k holds at the end, ascending.
 
-    `classes` are of the samples as they come; of the first `held` it holds all already.
+    `classes` are in the samples' order; the sampler already holds the first `held`.
     """
     members: dict[Hashable, list[int]] = {}
     count = held
@@ -147,7 +147,7 @@ def greedily_balanced(
 def restarted(epoch: int, highest: float, lowest: float) -> float:
     """Return the learning rate of an epoch of a cosine that restarts after 1, 2, 4, 8, … epochs.
 
-    The first epoch of all warms up, with a tenth of the highest.
+    The very first epoch warms up at a tenth of the highest rate.
     """
     if epoch == 0:
         return 0.1 * highest
@@ -156,9 +156,9 @@ def restarted(epoch: int, highest: float, lowest: float) -> float:
 
 
 def pasted(images: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor, float]:
-    """Return images ``[B, C, H, W]`` with a rectangle of others of the batch in each (CutMix).
+    """Return images ``[B, C, H, W]``, each with a rectangle from another of the batch (CutMix).
 
-    Also the donors ``[B]`` of the rectangles, and the share λ of pixels that are an image's own.
+    Also return the rectangles' sources ``[B]``, and the share λ of an image's own pixels.
     """
     count, (height, width) = len(images), images.shape[2:]
     size, down, across = torch.rand(3, generator=generator, dtype=torch.float64).tolist()

@@ -71,7 +71,7 @@ class ICaRL(OwnLoss, Learner):
             )
 
     def begin_task(self, context: LearnerContext) -> None:
-        """Keep the network for q, and note which classes are new."""
+        """Store the network for q, and note the new classes."""
         if bool(seen_units(context).any()):
             keep_teacher(context)
         note_present(context)
@@ -80,7 +80,7 @@ class ICaRL(OwnLoss, Learner):
         return Batch((context.task,), episodes.everything(context))
 
     def end_task(self, context: LearnerContext) -> None:
-        """Choose exemplars of the new classes, for which those of old ones make room."""
+        """Choose exemplars of the new classes, and drop some of old ones."""
         TeacherState(context).teacher.drop()
         mark_seen(context, present_units(context))
         x, y = context.samples()
@@ -134,13 +134,13 @@ class ICaRL(OwnLoss, Learner):
         return F.normalize(sums, dim=1), context.unit_of(pairs[:, 1], pairs[:, 0])
 
     def _share(self, context: LearnerContext, labels: Tensor) -> int:
-        """Return how many exemplars a class has once the present task's, of these labels, have theirs."""
+        """Return the number of exemplars per class, those of the present labels included."""
         held = episodes.everything(context)
         old = 0 if held is None else len(torch.stack([held.tasks, held.labels], dim=1).unique(dim=0))
         return -(-self.memory_size // max(old + len(labels.unique()), 1))
 
     def _stand_ins(self, context: LearnerContext) -> Episode:
-        """Return as many samples of the present task as it will have exemplars."""
+        """Return samples of the present task in place of its later exemplars."""
         x, y = context.samples()
         number = self._share(context, y) * len(y.unique())
         some = episodes.precedence(y, context.generator("stand-ins"))[:number]
@@ -150,13 +150,13 @@ class ICaRL(OwnLoss, Learner):
 def herding(phi: Tensor, number: int) -> Tensor:
     """Return the places ``[number]`` of the vectors of `phi` ``[n, F]`` chosen by herding, none twice.
 
-    Each is the best next one for a mean nearest to that of all.
+    Each is the best next one to bring their mean near that of all.
     """
     mean, total = phi.mean(dim=0), torch.zeros_like(phi[0])
     lengths = phi.square().sum(dim=1)
     chosen = torch.zeros(number, dtype=torch.int64, device=phi.device)
     for k in range(number):
-        # ‖μ − (φ + S) / (k+1)‖² but for a factor and what is the same for all.
+        # ‖μ − (φ + S) / (k+1)‖² up to a factor and a constant.
         distance = lengths - 2.0 * (phi @ ((k + 1) * mean - total))
         distance[chosen[:k]] = torch.inf
         chosen[k] = distance.argmin()
@@ -172,7 +172,7 @@ def _directions(model: TaskModel, x: Tensor) -> Tensor:
 
 
 def _units(context: LearnerContext) -> tuple[Tensor, Tensor]:
-    """Return the units ``[·]`` of the present task's classes, and those that are old."""
+    """Return the units ``[·]`` of the present task's classes, and the old ones."""
 
     def found() -> tuple[Tensor, Tensor]:
         present = noted_units(context)

@@ -24,7 +24,7 @@ class ReservoirState(LearnerState):
 
 
 class Kept(NamedTuple):
-    """Samples with the logits ``[R, O]`` float32 of the moment they were taken in.
+    """Samples with their logits ``[R, O]`` float32 at storage.
 
     Samples are ``[R, *input_shape]``, labels (among the units of each task) and tasks ``[R]`` int64.
     """
@@ -68,7 +68,7 @@ def _places(offered: int, count: int, size: int, generator: torch.Generator) -> 
 
 
 def draw(context: LearnerContext, size: int | None) -> Kept | None:
-    """Return a fresh batch of what is kept, all of it equally likely (see `buffer.fresh_rows`)."""
+    """Return a uniformly drawn batch of the reservoir (see `buffer.fresh_rows`)."""
     state = ReservoirState(context).reservoir
     rows = fresh_rows(context, RESERVOIR, len(state.get("labels", ())), size)
     return None if rows is None else Kept(*(state[name].index_select(0, rows) for name in Kept._fields))

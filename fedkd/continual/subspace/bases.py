@@ -57,9 +57,9 @@ def heads_are_disjoint(units: Sequence[Tensor]) -> bool:
 
 
 def protected_layers(layers: Mapping[str, Layer], *, own_heads: bool) -> dict[str, Layer]:
-    """Return those layers of a network whose inputs must be protected, by name.
+    """Return the layers with inputs to protect, by name.
 
-    With `own_heads`, tasks have outputs of their own, and no task changes those of another.
+    With `own_heads`, each task has its own outputs, so the head needs no protection.
     """
     return {
         name: layer
@@ -76,7 +76,7 @@ def draw(context: LearnerContext, purpose: str, count: int) -> tuple[Tensor, Ten
 
 
 class _Columns:
-    """Vectors that a weight multiplies, or a matrix with their second moments once they are many."""
+    """Inputs of a weight, or a smaller matrix with the same second moments."""
 
     def __init__(self, layer: Layer) -> None:
         self._layer = layer
@@ -120,7 +120,7 @@ def read_inputs(
     x: Tensor,
     substitutes: Mapping[str, Tensor],
 ) -> None:
-    """Pass the inputs of layers in evaluation mode to their readers, chunk by chunk."""
+    """Pass layer inputs in evaluation mode to their readers, chunk by chunk."""
 
     def hook(read: Callable[[Tensor], None]) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
         return lambda _, arguments: read(arguments[0].detach())
@@ -144,8 +144,8 @@ def mean_gradients(
 ) -> dict[str, Tensor]:
     """Return the gradient ``[out, n]`` of the present task's mean cross entropy by layer, without dropout.
 
-    Normalisation layers take the batch's statistics, as a new task has none yet, and do not update their
-    own. `effective` returns the effective parameters, with a graph back to the plain weights.
+    Normalisation layers use the batch's statistics, as a new task has none yet, and keep their own.
+    `effective` returns the effective parameters, with a graph back to the plain weights.
     """
     weights = [layer.module.weight for layer in layers.values()]
     total = [torch.zeros_like(weight) for weight in weights]
@@ -188,7 +188,7 @@ def residual_directions(inputs: Tensor, basis: Tensor) -> tuple[Tensor, Tensor]:
     energies = values.square()
     floor = NOISE * float(inputs.square().sum())
     vectors = vectors @ torch.from_numpy(canonical_rotation(vectors.numpy(), energies.numpy(), floor))
-    # The basis was rounded, and a weak residual is mostly its rounding: orthonormalise them together.
+    # A weak residual is mostly rounding of the basis: orthonormalise both together.
     vectors, triangle = torch.linalg.qr(vectors - basis @ (basis.T @ vectors))
     return vectors * triangle.diagonal().sign(), energies[: vectors.shape[1]]
 

@@ -1,4 +1,4 @@
-"""A canonical basis of eigenvectors and singular vectors, the same for every linear algebra library.
+"""A canonical basis of eigenvectors and singular vectors, independent of the linear algebra library.
 
 Their signs, and rotations among those of equal energies, depend on processor, threads and order of rows.
 """

@@ -30,7 +30,7 @@ NO_FORGETTING, FORWARD, BACKWARD = 1, 2, 3
 
 @hyperparameters
 class CUBER(Phases, Reopenable, TRGP):
-    """TRGP that also changes w in old tasks' subspaces if that should lower their loss.
+    """Extend TRGP by changes in old tasks' subspaces that should lower their loss.
 
     With G a layer's mean gradient at the start of a task, and G_j that of old task j at its end, the old task
     has one of three regimes in that layer:
@@ -40,8 +40,8 @@ class CUBER(Phases, Reopenable, TRGP):
     - R3, backward transfer, if ``>`` and ``≥``: Q_j is learned. S_j is *not* projected out except for
       directions shared with other tasks' bases, and the loss gets ``λ ‖(w − w_start) B_j B_jᵀ‖``.
 
-    At most two tasks a layer are in R2 or R3, those with the largest projections. At every step the batch's
-    own gradient takes the place of G, and an R3 task whose correlation fails moves to R2 for good.
+    At most two tasks a layer are in R2 or R3, those with the largest projections. Every step uses the batch's
+    gradient as G. An R3 task with too low a correlation moves to R2 for the rest of the task.
 
     The norm has no gradient at its centre, so the step is implicit. The gradient ``λ d / ‖d‖`` is taken at
     the end of the step, ``d = (w − w_start − lr ∇) B_j B_jᵀ``, and cut to ``d / lr``. For SGD this is a
@@ -74,7 +74,7 @@ class CUBER(Phases, Reopenable, TRGP):
         super().begin_task(context)
 
     def relate(self, memory: LayerMemory, gradient: Tensor) -> list[int]:
-        """Return the tasks in R2 and R3 (see `TRGP.relate`), and let R3 go."""
+        """Return the tasks in R2 and R3 (see `TRGP.relate`), and free the subspaces of R3."""
         related = super().relate(memory, gradient)
         for old in related:
             agrees = self.agree(memory, old, gradient)
@@ -107,7 +107,7 @@ class CUBER(Phases, Reopenable, TRGP):
         return DRIFTS in context.memory
 
     def end_task(self, context: LearnerContext) -> None:
-        """Keep the task's gradient besides its basis."""
+        """Store the task's basis and gradient."""
         x, labels = draw(context, "gradient", self.samples)
         if context.phase:
             layers = self.layers(context)
@@ -119,12 +119,12 @@ class CUBER(Phases, Reopenable, TRGP):
         super().end_task(context)
 
     def reopen(self, context: LearnerContext, task: int) -> Reopened | None:
-        """Return an old task that guidance may change within directions of its own, in regime R3."""
+        """Return an old task that fusion may change within its own directions, in regime R3."""
         reopened = ReopenedSubspace(self, context, task)
         return reopened if reopened.has_any else None
 
     def report(self, context: LearnerContext) -> dict[str, float]:
-        """Return TRGP's figures, and old tasks' regimes at the start and now, by layer."""
+        """Return TRGP's figures, and the old tasks' first and present regimes by layer."""
         figures = super().report(context)
         for name, layer in self.layers(context).items():
             at_start, now = LayerMemory(context, layer).regimes.tolist()
@@ -139,7 +139,7 @@ class CUBER(Phases, Reopenable, TRGP):
         return self.scaled(context, task, through=flexible if task == context.task else ())
 
     def project(self, context: LearnerContext, gradients: Tensors) -> Tensors:
-        """Return gradients outside protected directions, with λ's."""
+        """Return gradients outside protected directions, with the gradient of the λ term."""
         flexible = {
             memory.layer.weight_name: memory
             for memory in layer_memories(context)
@@ -181,6 +181,6 @@ class CUBER(Phases, Reopenable, TRGP):
             arrival = arrivals.index_select(1, place)
             pull = torch.minimum(self.strength / arrival.norm(), 1.0 / rate) * arrival
             pulls = pulls.index_add(1, place, pull)
-            # One after another: the second must not undo again what the first has of a shared direction.
+            # One after another, so that the second does not undo the first in a shared direction.
             arrivals = arrivals.index_add(1, place, pull * -rate)
         return torch.addmm(gradient, pulls, basis.T)

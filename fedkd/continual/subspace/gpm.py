@@ -37,8 +37,8 @@ Share = Annotated[float, Field(gt=0, le=1)]
 class GPM(FastSteps, Learner):
     """Change weights only outside the subspaces of old tasks' layer inputs.
 
-    After a task, for the inputs R ``[n, samples]`` of every layer (patches of a convolution) and the basis B
-    of what is protected already::
+    After a task, with the inputs R ``[n, samples]`` of a layer (patches of a convolution) and the protected
+    basis B::
 
         R' = R − B Bᵀ R = U Σ Vᵀ
         B ← [B, u_1 … u_k],   smallest k with ‖Bᵀ R‖² + Σ_{i ≤ k} σ_i² ≥ ε ‖R‖²
@@ -101,11 +101,11 @@ class GPM(FastSteps, Learner):
             context.memory[ROWS] = rows.index_fill(0, context.units[context.task], 1.0)
 
     def protects(self, context: LearnerContext) -> bool:
-        """Return whether there is anything to protect (not in the first task)."""
+        """Return whether any direction is protected (from the second task on)."""
         return any(memory.protects for memory in layer_memories(context))
 
     def trainable(self, context: LearnerContext) -> Tensors:
-        """Return all parameters; after the first task the weights of layers, and biases of own heads."""
+        """Return all parameters; after the first task the layers' weights, and own heads' biases."""
         tensors = super().trainable(context)
         if not self.protects(context):
             return tensors
@@ -115,7 +115,7 @@ class GPM(FastSteps, Learner):
         return {name: tensor for name, tensor in tensors.items() if name in names}
 
     def end_task(self, context: LearnerContext) -> None:
-        """Protect the task's input directions, if anything was trained."""
+        """Protect the task's input directions, if it was trained."""
         x, _ = draw(context, "representation", self.samples)
         if context.phase and len(x):
             layers, thresholds = self.layers(context), self.thresholds(context)

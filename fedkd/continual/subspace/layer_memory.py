@@ -1,4 +1,4 @@
-"""The memory of GPM, TRGP and CUBER of a layer: subspaces, scales, gradients and regimes, by names."""
+"""The layer memory of GPM, TRGP and CUBER: subspaces, scales, gradients and regimes, by name."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -38,7 +38,7 @@ START = SCRATCH + "start/"
 
 
 class TrustRegion(NamedTuple):
-    """Subspaces of old tasks that a task is related to in a layer, and its scales of them.
+    """Subspaces of related old tasks in a layer, and a task's scales of them.
 
     `basis` has the columns of all B_j, each once, ``[n, R]``; `places` those of each B_j ``[r_j]``, int64;
     `scales` each Q_j ``[r_j, r_j]``.
@@ -88,7 +88,7 @@ class LayerMemory:
             self.context.memory[BASIS + self.layer.name] = torch.cat([basis, more], dim=1)
 
     def hold(self, part: Tensor | None = None) -> None:
-        """Project gradients out of the basis from now on, or out of some columns ``[n, m]`` of it alone."""
+        """Project gradients out of the basis from now on, or out of some columns ``[n, m]``."""
         if not self.protects:
             return
         memory, name = self.context.memory, self.layer.name
@@ -109,7 +109,7 @@ class LayerMemory:
         return Projection(memory.get(INSIDE + name, memory[BASIS + name]), onto=False)
 
     def columns(self, task: int) -> Tensor | None:
-        """Return which columns of the basis are a task's, int32 ``[r_j]``; None if it has not learned."""
+        """Return a task's columns of the basis, int32 ``[r_j]``; None: it has not learned."""
         return self.context.memory.get(f"{COLUMNS}{task}/{self.layer.name}")
 
     def keep_columns(self, columns: Tensor) -> None:
@@ -127,7 +127,7 @@ class LayerMemory:
         return self.basis.index_select(1, self._columns(task))
 
     def places(self, olds: Sequence[int]) -> list[Tensor]:
-        """Return which columns of the basis are each old task's, int64 ``[r_j]``."""
+        """Return each old task's columns of the basis, int64 ``[r_j]``."""
         return [self._columns(old).long() for old in olds]
 
     def related(self, task: int) -> list[int]:
@@ -135,7 +135,7 @@ class LayerMemory:
         return [old for old in range(task) if self._scale_name(task, old) in self.context.memory]
 
     def relate_to(self, olds: Sequence[int]) -> None:
-        """Relate the present task to old ones: it begins to scale their subspaces, from the identity."""
+        """Relate the present task to old ones, with scales that start at the identity."""
         memory, name = self.context.memory, self.layer.name
         basis, places = self._together(olds)
         memory[RELATED + name] = basis
@@ -169,7 +169,7 @@ class LayerMemory:
         return self.basis.index_select(1, union), places
 
     def keep_gradient(self, gradient: Tensor) -> None:
-        """Make a gradient ``[out, n]`` that of the present task at its end."""
+        """Store the present task's gradient ``[out, n]`` at its end."""
         self.context.memory[f"{GRADIENT}{self.context.task}/{self.layer.name}"] = gradient
 
     def keeps_gradient(self, task: int) -> bool:
@@ -187,7 +187,7 @@ class LayerMemory:
 
     @property
     def regimes(self) -> Tensor:
-        """Regimes of all old tasks, ``[2, task]`` uint8: at the present one's start, and now."""
+        """Regimes of all old tasks, ``[2, task]`` uint8: at the task's start, and now."""
         return self.context.memory[REGIME + self.layer.name]
 
     def begin_regimes(self, regime: int) -> None:
@@ -209,7 +209,7 @@ class LayerMemory:
         return [old for old in range(self.context.task) if f"{FLEXIBLE}{name}/{old}" in memory]
 
     def loosen(self, old: int) -> None:
-        """Let the weight change in an old task's subspace, from where it is at the start of the task."""
+        """Let the weight change in an old task's subspace, from its value at the task's start."""
         memory, name = self.context.memory, self.layer.name
         memory[f"{FLEXIBLE}{name}/{old}"] = self.gradient_length(old)
         memory[START + name] = self.layer.matrix(self.layer.module.weight).detach().clone()
@@ -243,6 +243,6 @@ def scales_of(context: LearnerContext, task: int) -> Tensors:
 
 
 def forget_scratch(context: LearnerContext) -> None:
-    """Delete the names of a single task."""
+    """Delete the tensors that last one task."""
     for name in add_prefix(SCRATCH, strip_prefix(SCRATCH, context.memory)):
         del context.memory[name]

@@ -1,7 +1,7 @@
-"""Projections of gradients by two products with a thin basis.
+"""Projections of gradients by two products with a narrow basis.
 
-A gradient ``∇`` of a weight ``[out, n]`` leaves the span of orthonormal columns B ``[n, r]`` by
-``∇ − ∇ B Bᵀ``. With a basis B' of the complement it is ``∇ B' B'ᵀ``; the thinner basis is used.
+A gradient ``∇`` of a weight ``[out, n]`` leaves the span of orthonormal columns B ``[n, r]`` by ``∇ − ∇ B
+Bᵀ``. With a basis B' of the complement it is ``∇ B' B'ᵀ``; the narrower basis is used.
 """
 
 from typing import NamedTuple
@@ -11,7 +11,7 @@ from torch import Tensor
 
 
 def complement(basis: Tensor) -> Tensor:
-    """Return an orthonormal basis ``[n, n − r]`` of all that is orthogonal to ``[n, r]``."""
+    """Return an orthonormal basis ``[n, n − r]`` of the complement of ``[n, r]``."""
     whole, _ = torch.linalg.qr(basis.double().cpu(), mode="complete")
     return whole[:, basis.shape[1] :].to(basis.dtype).contiguous().to(basis.device)
 
@@ -34,7 +34,7 @@ class Projection(NamedTuple):
 
     @property
     def rank(self) -> int:
-        """Number of columns r that the two products take."""
+        """Number of columns r of the basis."""
         return self.basis.shape[1]
 
     def __call__(self, rows: Tensor) -> Tensor:
@@ -47,7 +47,7 @@ class Projection(NamedTuple):
 
 
 def cheaper_projection(basis: Tensor) -> Projection:
-    """Return the thinner way to leave the span of orthonormal columns ``[n, r]``."""
+    """Return the cheaper projection out of the span of orthonormal columns ``[n, r]``."""
     if 2 * basis.shape[1] > basis.shape[0]:
         return Projection(complement(basis), onto=True)
     return Projection(basis, onto=False)

@@ -1,4 +1,4 @@
-"""A reopened old task of CUBER: guidance changes its exclusive directions."""
+"""A reopened old task of CUBER: fusion changes its exclusive directions."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ if TYPE_CHECKING:
 
 
 class ReopenedSubspace(Reopened):
-    """Changes of weights within the directions of an old task t that no other task has, in regime R3 alone.
+    """Changes of weights within the exclusive directions of an old task t, in regime R3 alone.
 
     With G the gradient of a step of guidance in a layer, B_t the task's basis, E_t those of its columns that
     no other task's basis has, and G_t the task's own gradient at its end::
 
         ∇ ← G E_t E_tᵀ     if ‖G B_t B_tᵀ‖ > ε1 ‖G‖ and ⟨G_t, G⟩ ≥ ε2 ‖G_t‖ ‖G‖, else 0
 
-    so that w B_j stays for every other task j. A layer for which a later task has learned a Q of S_t stays.
-    Outputs of the task alone may change in the steps in which any layer may.
+    so w B_j stays for every other task j. A layer stays if a later task has learned a Q of S_t. Outputs of
+    the task alone change in the same steps as the layers.
     """
 
     def __init__(self, learner: CUBER, context: LearnerContext, task: int) -> None:
@@ -51,11 +51,11 @@ class ReopenedSubspace(Reopened):
         return bool(self._open)
 
     def trainable(self) -> Tensors:
-        """Return the weights of layers with directions of the task's own, and of outputs of its own."""
+        """Return the weights of layers with exclusive directions, and of the task's own outputs."""
         return {name: memory.layer.module.weight for name, (memory, _) in self._open.items()} | self._heads
 
     def task_parameters(self) -> Tensors:
-        """Return ``w̃``; the gradient of w goes through Q, since the old task's outputs depend on w so."""
+        """Return ``w̃``; the gradient of w goes through Q, as the old task's outputs do."""
         through = [memory.layer.name for memory, _ in self._open.values()]
         return self._cuber.scaled(self.context, self.task, through=through)
 
@@ -93,7 +93,7 @@ class ReopenedSubspace(Reopened):
 
 
 def own_directions(memory: LayerMemory, task: int) -> Tensor:
-    """Return E_t ``[n, e]``: the columns of a task's basis that no other task depends on; often none."""
+    """Return E_t ``[n, e]``, the exclusive columns of a task's basis; often none."""
     columns, context = memory.columns(task), memory.context
     if columns is None:
         return memory.basis[:, :0]

@@ -1,4 +1,4 @@
-"""Random sketches of a layer's inputs: sums of them are sketches of all inputs together."""
+"""Random sketches of a layer's inputs, whose sum is a sketch of all inputs."""
 
 from collections.abc import Mapping
 from typing import NamedTuple
@@ -22,7 +22,7 @@ class Sketch(NamedTuple):
 
 
 class _Sketcher:
-    """Sketches inputs as they come, each of them by random numbers of its own."""
+    """Sketches inputs one chunk at a time, with fresh random numbers for each."""
 
     def __init__(self, layer: Layer, basis: Tensor, width: int, generator: torch.Generator) -> None:
         self._layer, self._basis, self._width, self._generator = layer, basis.double(), width, generator
@@ -51,10 +51,10 @@ def layer_sketches(
 ) -> dict[str, Sketch]:
     """Return sketches of the inputs of layers in evaluation mode (see `Sketch`).
 
-    Ω ``[k, width]`` is uniform in [−1, 1], drawn for this client, task and layer. It has a row for each
-    column of A, so no two clients share any: with no basis, the sum of their sketches is
-    ``[A_1 … A_N] [Ω_1; …; Ω_N]``, the sketch of all their inputs. A convolution has an input for each patch.
-    `bases` are orthonormal columns U ``[n, r]`` on the CPU; `width` None: n.
+    Ω ``[k, width]`` is uniform in [−1, 1], drawn for this client, task and layer, with a row per column of A.
+    Without a basis, the sum of the clients' sketches is ``[A_1 … A_N] [Ω_1; …; Ω_N]``, the sketch of all
+    inputs. A convolution has an input for each patch. `bases` are orthonormal columns U ``[n, r]`` on the
+    CPU; `width` None: n.
     """
     sketchers = {}
     for name, layer in layers.items():

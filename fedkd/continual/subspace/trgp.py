@@ -29,7 +29,7 @@ from fedkd.plugins import hyperparameters
 
 @hyperparameters
 class TRGP(TaskParameters, GPM):
-    """GPM that scales old knowledge where a new task's gradient points to it ("trust region").
+    """Extend GPM by scaled subspaces of related old tasks ("trust region").
 
     With G the mean gradient of a layer at the start of a task, an old task j is related if
     ``‖G B_j B_jᵀ‖ > ε1 ‖G‖``; the two largest count. For each of them a matrix Q_j is learned, from the
@@ -37,12 +37,12 @@ class TRGP(TaskParameters, GPM):
 
         w̃ = w + Σ_j [w B_j Q_j B_jᵀ − w B_j B_jᵀ]
 
-    while w changes outside the union of all bases alone, so ``w B_j`` stays. A task's basis is chosen among
-    the union's columns o, by their energies ``oᵀ R Rᵀ o``, and the new directions, by their squared singular
-    values. The largest are taken until their share of ``‖R‖²`` is ε. All new directions join the union, so a
-    task's basis is a list of its columns.
+    while w changes only outside the union of all bases, so ``w B_j`` stays. A task's basis is chosen among
+    the union's columns o, by energies ``oᵀ R Rᵀ o``, and the new directions, by squared singular values. The
+    largest are taken until their share of ``‖R‖²`` is ε. All new directions join the union, so a task's basis
+    is a list of its columns.
 
-    The gradient of w goes past Q. Q is trained by the same optimiser; weight decay draws it to 0, not to the
+    The gradient of w bypasses Q. Q is trained by the same optimiser; weight decay pulls it to 0, not to the
     identity. B and Q fit the client's own weights, so strategies that average weights are refused.
     """
 
@@ -111,7 +111,7 @@ class TRGP(TaskParameters, GPM):
         memory.keep_columns(chosen)
 
     def report(self, context: LearnerContext) -> dict[str, float]:
-        """Return GPM's figures, the rank of the task's basis, and its number of related tasks."""
+        """Return GPM's figures, the task's rank, and its number of related tasks."""
         figures = super().report(context)
         for name, layer in self.layers(context).items():
             memory = LayerMemory(context, layer)

@@ -26,19 +26,21 @@ def read_partition_file(
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}", key=KEY) from error
     except InvalidJson as error:
-        raise UserError(f"{path} is no JSON: {error}", key=KEY) from error
+        raise UserError(f"{path} is not valid JSON: {error}", key=KEY) from error
     if not isinstance(lists, list) or not all(isinstance(indices, list) for indices in lists):
         raise UserError(f"{path} must hold a list with one list of indices per client", key=KEY)
-    refuse_if(len(lists) != clients, f"{path} deals to {len(lists)} clients, data.clients is {clients}", KEY)
+    told = f"{path} has lists for {len(lists)} clients, must have {clients} (data.clients)"
+    refuse_if(len(lists) != clients, told, KEY)
     owner: dict[int, int] = {}
     floor = fewest_samples(scheme)
     for client, indices in enumerate(lists):
         size = len(indices)
-        refuse_if(size < floor, f"client {client} has {size} samples, min_samples asks for {floor}", KEY)
+        told = f"client {client} has {size} samples, must have ≥ {floor} (min_samples)"
+        refuse_if(size < floor, told, KEY)
         if scheme.samples_per_client not in (None, size):
             raise UserError(
-                f"client {client} has {size} samples in the file, got {scheme.samples_per_client};"
-                " leave the key out with scheme 'file'",
+                f"must be absent with scheme 'file', got {scheme.samples_per_client};"
+                f" the file has {size} samples for client {client}",
                 key="data.partition.samples_per_client",
             )
         for index in indices:
@@ -46,7 +48,7 @@ def read_partition_file(
                 told = f"client {client}: index {show_value(index)} is not in 0..{samples - 1}"
                 raise UserError(told, key=KEY)
             if index in owner:
-                told = f"index {index} is dealt twice, to clients {owner[index]} and {client}"
+                told = f"index {index} is listed twice, for clients {owner[index]} and {client}"
                 raise UserError(told, key=KEY)
             owner[index] = client
     return [np.sort(np.array(indices, dtype=np.int64)) for indices in lists]

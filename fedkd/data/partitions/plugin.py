@@ -26,7 +26,7 @@ def plugged_partition(
     *,
     task: int | None = None,
 ) -> list[np.ndarray]:
-    """Deal samples by ``function(labels, clients, generator, **args)``, and check them (see `partition`)."""
+    """Partition samples by ``function(labels, clients, generator, **args)``, and check the result."""
     with blaming(key=KEY):
         function = PARTITIONS.load(scheme.scheme, search)
     name, rng = scheme.scheme, numpy_generator(seed, "partition", task=task)
@@ -54,7 +54,7 @@ def _checked(dealt: Any, samples: int, clients: int, scheme: Partition) -> list[
     for client, indices in enumerate(dealt):
         try:
             shard = np.asarray(indices)
-        except Exception as error:  # of lists of several lengths, of tensors elsewhere
+        except Exception as error:  # lists of unequal lengths, tensors on other devices
             told = f"'{name}' returned no indices for client {client}: {described(error)}"
             raise UserError(told, key=KEY) from error
         told = f"'{name}' must return integer indices [n] for each client, got {shard.dtype} of shape"
@@ -63,12 +63,13 @@ def _checked(dealt: Any, samples: int, clients: int, scheme: Partition) -> list[
         )
         shard = np.sort(shard.astype(np.int64))
         if shard.size and not 0 <= shard[0] <= shard[-1] < samples:
-            told = f"'{name}' dealt client {client} indices in {shard[0]}..{shard[-1]},"
-            raise UserError(f"{told} there are 0..{samples - 1}", key=KEY)
-        told = f"'{name}' dealt client {client} {len(shard)} samples, min_samples asks for {floor}"
+            told = f"'{name}' gave client {client} indices in {shard[0]}..{shard[-1]},"
+            raise UserError(f"{told} must be in 0..{samples - 1}", key=KEY)
+        told = f"'{name}' gave client {client} {len(shard)} samples, must be ≥ {floor} (min_samples)"
         refuse_if(len(shard) < floor, told, KEY)
         if (np.diff(shard) == 0).any() or (owner[shard] >= 0).any():
-            raise UserError(f"'{name}' dealt client {client} a sample twice or one of another's", key=KEY)
+            told = f"'{name}' gave client {client} a sample twice, or a sample of another client"
+            raise UserError(told, key=KEY)
         owner[shard] = client
         shards.append(shard)
     return shards

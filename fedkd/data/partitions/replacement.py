@@ -1,7 +1,7 @@
-"""Partitions with replacement: each client draws from all samples, so clients may share some.
+"""Partitions with replacement: clients draw from all samples, and may share some.
 
-There may be more clients than samples. A client holds no sample twice. Samples for training and for local
-tests are parted first, so no client trains on a test sample of another.
+There may be more clients than samples. A client holds no sample twice. Training and local test samples are
+split first, so no client trains on another's test sample.
 """
 
 import numpy as np
@@ -58,7 +58,7 @@ def draw_with_replacement(
     too_many = any(own.max() > pool.size for own, pool in zip(wanted, pools, strict=True))
     if empty or (too_many and scheme.scheme != "quantity"):
         parted = f", {pools[1].size} of them for local tests" if test_fraction > 0.0 else ""
-        told = f"a client draws no sample twice, and there are {len(labels)} private samples{parted};"
+        told = f"a client cannot draw a sample twice; there are {len(labels)} private samples{parted},"
         raise UserError(f"{told} got {scheme.samples_per_client}", key=SIZE)
     drawn = []
     for client in range(clients):
@@ -75,7 +75,7 @@ def draw_with_replacement(
 
 
 class Pool:
-    """The samples at some `places`, ascending, of all whose `labels` [n] are given."""
+    """Samples at ascending `places` among all samples with `labels` [n]."""
 
     def __init__(self, labels: np.ndarray, places: np.ndarray) -> None:
         self.classes = int(labels.max()) + 1
@@ -90,7 +90,7 @@ class Pool:
         return len(self._places)
 
     def draw(self, size: int, mix: np.ndarray | None, rng: np.random.Generator) -> np.ndarray:
-        """Return `size` different samples, shuffled, by the class weights `mix` [C]; None: uniformly."""
+        """Return `size` different samples, shuffled, by class weights `mix` [C]; None: uniformly."""
         if mix is None:
             return self._places[rng.choice(self.size, size, replace=False)]
         counts = mix_counts(mix[None], np.array([size]), self._supply, rng)[0]

@@ -1,8 +1,8 @@
-"""Partitions of labelled samples among clients: one sorted array of positions per client, all disjoint.
+"""Partitions of labelled samples: one sorted, disjoint array of positions per client.
 
-The lower bound on a client's samples holds by construction or by repair: redraws may not end at small α. The
-label-skew schemes follow Hsu, Qi & Brown (2019), arXiv:1909.06335 (`dirichlet-per-client`), Yurochkin et al.
-(2019), arXiv:1905.12022 (`dirichlet`) and McMahan et al. (2017), arXiv:1602.05629 (`shards`).
+The lower bound on a client's samples holds by construction or by repair, since redraws might not end at small
+α. The label-skew schemes follow Hsu, Qi & Brown (2019), arXiv:1909.06335 (`dirichlet-per-client`), Yurochkin
+et al. (2019), arXiv:1905.12022 (`dirichlet`) and McMahan et al. (2017), arXiv:1602.05629 (`shards`).
 """
 
 import numpy as np
@@ -18,7 +18,7 @@ LEAST_SAMPLES = 2  # a client needs one sample to train on and one to test on
 def partition(
     labels: np.ndarray, clients: int, scheme: Partition, seed: int, *, task: int | None = None
 ) -> list[np.ndarray]:
-    """Deal samples with labels [n], of one `task` if it is given, and return their positions."""
+    """Partition samples with labels [n], of one `task` if given, and return their positions."""
     floor = check_sizes(len(labels), clients, scheme)
     rng = numpy_generator(seed, "partition", task=task)
     if scheme.scheme == "quantity":
@@ -47,26 +47,26 @@ def deal_by_owner(
 ) -> list[np.ndarray]:
     """Give every client the samples of one owner (`scheme = "natural"`).
 
-    Owners of fewer than `min_samples` become no clients. Of the others, the clients are drawn once and keep
-    the owners' order. In a task every owner needs enough samples, because clients are the same in all tasks.
-    `owners` [n] has each sample's owner, a number or a name; None: the data name none.
+    Owners of fewer than `min_samples` are left out. Clients are drawn once among the others, in the owners'
+    order. In a task every owner needs enough samples, because clients are the same in all tasks. `owners` [n]
+    has each sample's owner, a number or a name; None: unknown.
     """
     if owners is None:
         raise UserError(
-            "'natural' needs data that say whose each sample is: 'synthetic', or `owners` beside the arrays"
-            " of an npz file or of a function of your own",
+            "'natural' needs the owner of each sample: use 'synthetic', or add `owners` to the arrays"
+            " of your npz file or function",
             key="data.partition.scheme",
         )
     floor = fewest_samples(scheme)
     names, sizes = np.unique(owners, return_counts=True)
     by_owner = np.split(np.argsort(owners, kind="stable"), np.cumsum(sizes)[:-1])
     fit = np.flatnonzero(sizes >= floor) if task is None else np.arange(len(names))
-    told = f"must be ≤ {len(fit)}, the owners of at least {floor} samples (data.partition.min_samples; there"
-    refuse_if(len(fit) < clients, f"{told} are {len(names)} owners), got {clients}", "data.clients")
+    told = f"must be ≤ {len(fit)}, the owners with at least {floor} samples (data.partition.min_samples),"
+    refuse_if(len(fit) < clients, f"{told} of {len(names)} owners, got {clients}", "data.clients")
     chosen = np.sort(numpy_generator(seed, "owners").choice(fit, clients, replace=False))
     client, fewest = int(sizes[chosen].argmin()), int(sizes[chosen].min())
     named = f" ('{names[chosen[client]]}')" if names.dtype.kind == "U" else ""
-    told = f"the owner that client {client}{named} stands for has {fewest} samples of the task, needs {floor}"
+    told = f"the owner of client {client}{named} has {fewest} samples of the task, must have ≥ {floor}"
     refuse_if(fewest < floor, told, "data.partition.min_samples")
     return [by_owner[place] for place in chosen]
 
@@ -77,10 +77,10 @@ def fewest_samples(scheme: Partition) -> int:
 
 
 def check_sizes(samples: int, clients: int, scheme: Partition) -> int:
-    """Return the fewest samples a client may hold, or raise a `UserError` if samples do not suffice."""
+    """Return the fewest samples that a client may hold; a `UserError` if there are too few."""
     floor = fewest_samples(scheme)
     wanted = scheme.samples_per_client
-    told = f"must be ≥ {floor} (min_samples, and one sample to train on and one to test on), got {wanted}"
+    told = f"must be ≥ {floor} (min_samples, and at least one sample each to train and test), got {wanted}"
     refuse_if(wanted is not None and wanted < floor, told, "data.partition.samples_per_client")
     left, total = f"but only {samples} private samples are left", clients * (wanted or 0)
     told = f"{clients} clients × {wanted} samples = {total}, {left}; at most {samples // clients} each"
@@ -91,7 +91,7 @@ def check_sizes(samples: int, clients: int, scheme: Partition) -> int:
 
 
 def equal_sizes(samples: int, clients: int, samples_per_client: int | None) -> np.ndarray:
-    """Return [N] int64 sizes: all `samples_per_client`, or all samples shared out as evenly as can be."""
+    """Return [N] int64 sizes: `samples_per_client` each, or all samples in nearly equal shares."""
     if samples_per_client is not None:
         return np.full(clients, samples_per_client, dtype=np.int64)
     return samples // clients + (np.arange(clients) < samples % clients).astype(np.int64)
@@ -137,7 +137,7 @@ def draw_label_mixes(clients: int, classes: int, alpha: float, rng: np.random.Ge
 
 
 def circle_mixes(clients: int, classes: int) -> np.ndarray:
-    """Return [N, C]: client n sits at class n·C/N of a circle, weights are ``1 − 4 apart / C``."""
+    """Return [N, C]: client n is at class n·C/N of a circle, with weights ``1 − 4 apart / C``."""
     apart = np.abs(np.arange(classes) - np.arange(clients)[:, None] * classes / clients)
     return np.maximum(1.0 - np.minimum(apart, classes - apart) / max(classes / 4, 1.0), 0.0)
 
@@ -152,7 +152,7 @@ def dirichlet_counts(
 
 
 def lift_to_floor(counts: np.ndarray, wishes: np.ndarray, floor: int) -> np.ndarray:
-    """Move as few samples as possible from large clients to those below `floor`: [N, C] int64.
+    """Move as few samples as possible to clients below `floor`: [N, C] int64.
 
     A small client receives its most wanted classes, each from the largest holder that can spare samples. So
     its label mix keeps its character. `wishes` [N, C] are the exact shares that `counts` [N, C] were rounded
@@ -177,11 +177,11 @@ def lift_to_floor(counts: np.ndarray, wishes: np.ndarray, floor: int) -> np.ndar
 def mix_counts(
     mixes: np.ndarray, sizes: np.ndarray, supply: np.ndarray, rng: np.random.Generator
 ) -> np.ndarray:
-    """Give every client its size by its own label mix, as far as the supply reaches: [N, C] int64.
+    """Fill every client's size by its own label mix, while the supply lasts: [N, C] int64.
 
-    Clients are served in random order. The mass of an exhausted class goes to the client's other classes in
-    proportion, then to all classes that are left. `mixes` [N, C] weigh the classes; `sizes` [N] sum to at
-    most the `supply` [C].
+    Clients are served in random order. The share of an exhausted class goes to the client's other classes in
+    proportion, then to all remaining classes. `mixes` [N, C] weigh the classes; `sizes` [N] sum to at most
+    the `supply` [C].
     """
     left = supply.astype(np.int64)
     counts = np.zeros(mixes.shape, dtype=np.int64)

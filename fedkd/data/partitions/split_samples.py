@@ -1,4 +1,4 @@
-"""The place of every sample: transfer set, a client's training and test part, common test set."""
+"""The split of all samples: transfer set, clients' training and test parts, common test set."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -49,10 +49,10 @@ def split_samples(
     task: int | None = None,
     written: Sequence[np.ndarray] | None = None,
 ) -> SampleSplit:
-    """Split train and test samples, by their labels, between clients as the scenario's `data` says.
+    """Split train and test samples among clients by the scenario's `data`.
 
-    A `task` is given if the samples belong to it alone. `written` has every client's train indices from a
-    file; None: the scheme decides.
+    `task` is the task of all samples, if any. `written` has every client's train indices from a file; None:
+    the scheme decides.
     """
     data, seed, train_y, test_y = scenario.data, scenario.seed, dataset.train_y, dataset.test_y
     if written is None and data.partition.scheme == "file":
@@ -79,7 +79,7 @@ def split_samples(
     else:
         common = np.arange(len(test_y))
         if data.test_size is not None:
-            told = f"must be ≤ {len(test_y)}, the test samples there are, got {data.test_size}"
+            told = f"must be ≤ {len(test_y)}, the number of test samples, got {data.test_size}"
             refuse_if(data.test_size > len(test_y), told, "data.test_size")
             rng = numpy_generator(seed, "common-test-set", task=task)
             common = np.flatnonzero(stratified_choice(test_y, data.test_size, rng))

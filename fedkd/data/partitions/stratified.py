@@ -1,4 +1,4 @@
-"""Splits that keep class shares: common test set, a data set's test split, a client's local split."""
+"""Stratified splits: common test set, a data set's test split, a client's local split."""
 
 import numpy as np
 
@@ -19,7 +19,7 @@ def apportion(weights: np.ndarray, total: int, rng: np.random.Generator | None =
 
 
 def stratified_choice(labels: np.ndarray, size: int, rng: np.random.Generator) -> np.ndarray:
-    """Choose `size` of samples [n] by class share, as [n] bool; the rest keeps every class it can."""
+    """Choose `size` of samples [n] by class share, as [n] bool; the rest keeps all classes if possible."""
     counts = np.bincount(labels)
     plural = np.where(counts > 1, counts, 0)
     # Half of a class of two is the most that leaves both sides a sample.
@@ -40,7 +40,7 @@ def stratified_choice(labels: np.ndarray, size: int, rng: np.random.Generator) -
 
 
 def own_test_split(labels: np.ndarray, test_share: float, seed: int) -> np.ndarray:
-    """Return [n] bool, True for a share of each class, by the seed of a data set without a test split."""
+    """Return [n] bool, True for test samples: a share of each class, by the data set's seed."""
     size = round(test_share * len(labels))
     told = f"must leave both splits at least one of {len(labels)} samples, got {test_share}"
     refuse_if(not 0 < size < len(labels), told, "data.args.test_share")
@@ -48,7 +48,7 @@ def own_test_split(labels: np.ndarray, test_share: float, seed: int) -> np.ndarr
 
 
 def test_size(samples: int, test_fraction: float) -> int:
-    """Return the number of test samples among at least 2: some of both kinds, or none for a share of 0."""
+    """Return the number of test samples; 0 for a share of 0, else both parts get at least one."""
     return min(max(round(test_fraction * samples), 1), samples - 1) if test_fraction > 0.0 else 0
 
 

@@ -1,1 +1,1 @@
-"""The data of one participant, in memory or in a folder of its own."""
+"""The data of one participant, in memory or in its own folder."""

@@ -35,7 +35,7 @@ class Share:
         return [self.data] if isinstance(self.data, FederatedData) else [task.data for task in self.data]
 
     def common_digest(self) -> str:
-        """Return the SHA-256 of all participants' common data: classes, scale and transfer set."""
+        """Return the SHA-256 of the common data: classes, scale and transfer set."""
         found = hashlib.sha256()
         for part in self.parts:
             assert part.statistics is not None
@@ -46,7 +46,7 @@ class Share:
 
 
 def share_of_client(data: Data, client: int, *, public_labels: bool = False) -> Share:
-    """Return the data of one client, with the transfer set's labels to pretrain on if asked."""
+    """Return the data of one client, optionally with the transfer set's labels."""
 
     def cut(part: FederatedData) -> FederatedData:
         own = part.client(client)
@@ -78,8 +78,8 @@ def share_of_samples(
     """Return the share of a client with its own train split; all have the same test split."""
     total = len(samples.train_y)
     if total < 2:
-        raise UserError(f"a client needs at least 2 samples, one of them to train on, got {total}")
-    told = f"transfer samples have shape {list(transfer_x.shape[1:])}, the client's {list(samples.shape)}"
+        raise UserError(f"a client needs at least 2 samples, got {total}")
+    told = f"transfer samples must have shape {list(samples.shape)}, got {list(transfer_x.shape[1:])}"
     refuse_if(transfer_x.shape[1:] != samples.shape, told, None)
     train, test = local_split(samples.train_y, scenario.data.test_fraction, seed=scenario.seed, client=client)
     order = np.concatenate([train, test])
@@ -101,7 +101,7 @@ def share_of_samples(
 
 
 def of_one_client(part: FederatedData, client: int | None, train: int, test: int) -> FederatedData:
-    """Return data with the bounds of one client's samples, `train` of them followed by `test`."""
+    """Return data with the bounds of one client's `train` and then `test` samples."""
     own = ((0, train), (train, train + test))
     bounds = [tuple(b if n == client else NOBODYS for n in range(part.num_clients)) for b in own]
     index = np.arange(train + test)

@@ -1,7 +1,7 @@
 """A share in its own folder: `share.json` describes the arrays in `share.safetensors`.
 
-Samples are normalised and, in a stream, changed by the task. The JSON is written last. It has a digest of
-itself and one of the arrays, so that no partial or damaged file is read. There are no pickles.
+Samples are normalised and, in a stream, transformed by the task. The JSON is written last. It has a digest of
+itself and of the arrays, so that partial or damaged files are detected. There are no pickles.
 """
 
 import hashlib
@@ -136,14 +136,14 @@ def read_share(folder: Path) -> Share:
         data = path.read_bytes()
         if hashlib.sha256(data).hexdigest() != manifest.arrays:
             raise UserError(
-                f"is not what {SHARE_MANIFEST} was written for: damaged, or another's", file=str(path)
+                f"does not match {SHARE_MANIFEST}: it is damaged, or belongs to another share", file=str(path)
             )
         # Copies, because the address of values in a buffer may change sums.
         arrays = {name: np.array(values) for name, values in load(data).items()}
     except OSError as error:
         raise UserError(f"cannot be read: {error.strerror}", file=str(path)) from error
     except SafetensorError as error:
-        raise UserError(f"is no safetensors file: {error}", file=str(path)) from None
+        raise UserError(f"is not a safetensors file: {error}", file=str(path)) from None
     with blaming(file=str(path)):
         return _share_of(manifest, arrays)
 
@@ -152,22 +152,22 @@ def _read_manifest(path: Path) -> _Manifest:
     try:
         found = _Manifest.model_validate(parse_json(path.read_bytes()))
     except FileNotFoundError:
-        told = f"there is no {SHARE_MANIFEST}: not the share of a client; fedkd partition writes one for each"
+        told = f"lacks {SHARE_MANIFEST}; `fedkd partition` writes a share for each client"
         raise UserError(told, file=str(path.parent)) from None
     except OSError as error:
         raise UserError(f"cannot be read: {error.strerror}", file=str(path)) from error
     except InvalidJson as error:
-        raise UserError(f"is no JSON: {error}", file=str(path)) from None
+        raise UserError(f"is not valid JSON: {error}", file=str(path)) from None
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         key = ".".join(map(str, first["loc"])) or None
         raise UserError(first["msg"], key=key, file=str(path)) from None
     damaged = found.digest not in (None, found.own_digest())
     refuse_if(damaged, "is not what was written: it is damaged", None, file=str(path))
-    told = f"must be below {found.clients}, the clients, got {found.client}"
+    told = f"must be below {found.clients}, the number of clients, got {found.client}"
     refuse_if(found.client is not None and found.client >= found.clients, told, "client", file=str(path))
     several = found.stream is None and len(found.parts) > 1
-    refuse_if(several, "several parts make a stream, which is missing", "stream", file=str(path))
+    refuse_if(several, "is missing, but there are several parts", "stream", file=str(path))
     return found
 
 
@@ -204,7 +204,7 @@ def _part_of(manifest: _Manifest, place: int, arrays: Mapping[str, np.ndarray]) 
     found = strip_prefix(f"{place}/", arrays)
     for name in (*REQUIRED, "mean", "std"):
         if name not in found:
-            raise UserError(f"has no array {place}/{name}")
+            raise UserError(f"array {place}/{name} is missing")
     for name, labels in SAMPLES.items():
         _check_samples(f"{place}/{name}", found[name], tuple(said.input_shape))
         if labels is not None:
@@ -214,7 +214,7 @@ def _part_of(manifest: _Manifest, place: int, arrays: Mapping[str, np.ndarray]) 
             _check_labels(f"{place}/{name}", found[name], len(found["transfer_x"]))
     if len({found[name].dtype for name in SAMPLES}) > 1:
         raise UserError(f"part {place}: samples must be all float32 or all int64")
-    told = f"part {place}: {len(found['x'])} samples are not {said.train} to train on and {said.test}"
+    told = f"part {place}: must have {said.train} + {said.test} samples, got {len(found['x'])}"
     refuse_if(said.train + said.test != len(found["x"]), told, None)
     kind = AsStored if said.as_stored else Statistics
     data = FederatedData(

@@ -1,4 +1,4 @@
-"""Tar archives, read in memory: nothing is unpacked, so no member can escape a folder."""
+"""Tar archives, read in memory without unpacking, so that no member can escape a folder."""
 
 import bz2
 import gzip
@@ -29,18 +29,18 @@ def tar_members(path: Path, wanted: Callable[[str], bool], *, key: str) -> Itera
         opener = next((opener for mark, opener in OPENERS if magic.startswith(mark)), open)
         with opener(path, "rb") as stream:
             tail = _Tail(stream)
-            # tarfile's own decompression takes a cut stream for the end; Python's file objects do not.
+            # tarfile's own decompression treats a truncated stream as the end; Python's file objects raise.
             with tarfile.open(fileobj=tail, mode="r|") as archive:  # type: ignore[call-overload]
                 for member in archive:
                     file = archive.extractfile(member) if member.isfile() and wanted(member.name) else None
                     if file is not None:
                         size += member.size  # as its header claims, before anything is read
-                        check_memory_budget(size, f"what is to be read of {path} takes", key)
+                        check_memory_budget(size, f"the content of {path} takes", key)
                         yield member.name, file.read()
             if tail.last.strip(b"\0"):
                 raise EOFError("it ends without an end mark")
     except (OSError, EOFError, tarfile.TarError, zlib.error, lzma.LZMAError) as error:
-        raise UserError(f"cannot read {path} as a whole tar archive: {error}", key=key) from error
+        raise UserError(f"cannot read {path} as a complete tar archive: {error}", key=key) from error
 
 
 class _Tail:

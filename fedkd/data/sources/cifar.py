@@ -1,8 +1,7 @@
 """CIFAR-10 and CIFAR-100: 50,000 + 10,000 colour images of 32×32 pixels (Krizhevsky, 2009).
 
-The *binary* distribution is read and downloaded, because it needs no pickle. A folder of torchvision's
-pickled batches is read too, after every file matches torchvision's checksum. Its unpickler builds only NumPy
-arrays.
+The *binary* distribution is read and downloaded, because it needs no pickle. Torchvision's pickled batches
+are read too, after every file matches torchvision's checksum. The unpickler builds only NumPy arrays.
 """
 
 import hashlib
@@ -102,7 +101,7 @@ def _archive_members(path: Path, form: CifarFormat) -> dict[str, bytes]:
     found = {Path(name).name: content for name, content in members}
     missing = [name for name in form.files if name not in found]
     if missing:
-        raise UserError(f"{path} holds no {', '.join(missing)}")
+        raise UserError(f"{path} lacks {', '.join(missing)}")
     return found
 
 
@@ -121,7 +120,7 @@ def _from_files(request: SourceRequest, form: CifarFormat, files: dict[str, byte
 def _records(content: bytes, name: str, label_bytes: int, classes: int) -> tuple[np.ndarray, np.ndarray]:
     width = label_bytes + PIXELS
     if not content or len(content) % width:
-        raise UserError(f"{name} is not whole: {len(content)} bytes are not a multiple of {width}")
+        raise UserError(f"{name} is incomplete: {len(content)} bytes are not a multiple of {width}")
     records = np.frombuffer(content, dtype=np.uint8).reshape(-1, width)
     labels = records[:, label_bytes - 1].astype(np.int64)
     if labels.max() >= classes:
@@ -150,7 +149,7 @@ def _from_torchvision(request: SourceRequest, form: CifarFormat, base: Path) -> 
 
 def _load_checked(path: Path, md5: str) -> Any:
     content = path.read_bytes() if path.is_file() else b""
-    told = f"{path} is missing or is not the file that torchvision knows (MD5 {md5}), so it is not read"
+    told = f"{path} is missing, or differs from torchvision's file (MD5 {md5})"
     refuse_if(hashlib.md5(content, usedforsecurity=False).hexdigest() != md5, told, None)
     return ArrayUnpickler(io.BytesIO(content), encoding="latin1").load()
 

@@ -1,4 +1,4 @@
-"""The 1,797 handwritten digits of 8×8 pixels that scikit-learn carries: no file is needed.
+"""The 1,797 handwritten digits of 8×8 pixels in scikit-learn: no file is needed.
 
 Alpaydin, E. & Kaynak, C. (1998), Optical Recognition of Handwritten Digits, UCI Machine Learning Repository.
 """
@@ -36,7 +36,7 @@ def _rows() -> np.ndarray:
 
 
 def _read() -> np.ndarray:
-    # Without importing scikit-learn if possible, which takes as long as all work before the first round.
+    # Without scikit-learn if possible: its import takes as long as all work before the first round.
     package = find_spec("sklearn")
     for folder in package.submodule_search_locations or () if package else ():
         file = Path(folder) / "datasets" / "data" / "digits.csv.gz"

@@ -1,4 +1,4 @@
-"""Downloads that are whole or absent."""
+"""Downloads with a checksum; incomplete files are never kept."""
 
 import hashlib
 import os
@@ -19,7 +19,7 @@ CHUNK_BYTES = 1 << 18
 
 @contextmanager
 def written_whole(path: Path) -> Iterator[BinaryIO]:
-    """Open a temporary neighbour of `path` that takes its name only if the block succeeds."""
+    """Open a temporary file that replaces `path` if the block succeeds."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
     try:
@@ -31,9 +31,9 @@ def written_whole(path: Path) -> Iterator[BinaryIO]:
 
 
 def download(urls: Sequence[str], path: Path, *, md5: str, hint: str, progress: ProgressCallback) -> Path:
-    """Download `path` from the first of `urls` with the right content; an error ends with `hint`."""
+    """Download `path` from the first of `urls` with the right checksum; errors end with `hint`."""
     if path.is_file():
-        with path.open("rb") as file:  # the checksum guards against accidents; it is no proof of origin
+        with path.open("rb") as file:  # the checksum detects damage; it does not prove the origin
             found = hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False))
         if found.hexdigest() == md5:
             return path
@@ -63,4 +63,4 @@ def _fetch(url: str, path: Path, md5: str, progress: ProgressCallback) -> None:
                 bar = ("#" * tenths).ljust(10, ".")
                 progress(f"{path.name} [{bar}] {done / 1e6:.1f} of {total / 1e6:.1f} MB")
         if digest.hexdigest() != md5:
-            raise OSError(f"{url} has checksum {digest.hexdigest()}, not {md5}")
+            raise OSError(f"{url} has checksum {digest.hexdigest()}, must have {md5}")

@@ -35,7 +35,7 @@ def load_fashion_mnist(request: SourceRequest) -> Dataset:
 
 
 def _load(request: SourceRequest, torchvision_class: str, class_names: tuple[str, ...]) -> Dataset:
-    """Search for the four files, in torchvision's folders too, and download them if they are missing."""
+    """Find the four files, in torchvision's folders too, or download them."""
     request.arguments()
     layouts = [Path(request.name), Path(torchvision_class) / "raw"]
     for folder in (base / layout for base in request.folders for layout in layouts):
@@ -48,9 +48,9 @@ def _load(request: SourceRequest, torchvision_class: str, class_names: tuple[str
     train_x, train_y, test_x, test_y = map(read_idx, paths)
     for images, labels, path in ((train_x, train_y, paths[1]), (test_x, test_y, paths[3])):
         if images.ndim != 3 or labels.shape != images.shape[:1] or labels.max() >= len(class_names):
-            raise UserError(f"{path} does not fit its images: [n, H, W] and labels [n] belong together")
+            raise UserError(f"{path} does not match its images: must be images [n, H, W] and labels [n]")
     sizes = ["×".join(map(str, images.shape[:0:-1])) for images in (train_x, test_x)]
-    told = f"images are of one size: those of {paths[0]} are {sizes[0]}, of {paths[2]} {sizes[1]}"
+    told = f"images must have one size: {paths[0]} has {sizes[0]}, {paths[2]} has {sizes[1]}"
     refuse_if(train_x.shape[1:] != test_x.shape[1:], told, None)
     y, test = train_y.astype(np.int64), test_y.astype(np.int64)
     return Dataset(request.name, class_names, train_x[:, None], y, test_x[:, None], test)
@@ -66,11 +66,11 @@ def read_idx(path: Path) -> np.ndarray:
     except (OSError, EOFError, zlib.error) as error:
         raise UserError(f"cannot read {path}: {error}") from error
     if len(content) < 8 or content[:2] != b"\0\0" or content[2] != UINT8 or len(content) < 4 + 4 * content[3]:
-        raise UserError(f"{path} is no IDX file of unsigned bytes")
+        raise UserError(f"{path} is not an IDX file of unsigned bytes")
     shape = tuple(np.frombuffer(content, dtype=">u4", count=content[3], offset=4).tolist())
     header = 4 + 4 * len(shape)
     if len(content) != header + int(np.prod(shape)) or 0 in shape:
-        raise UserError(f"{path} is not whole: {len(content) - header} bytes of data for shape {shape}")
+        raise UserError(f"{path} is incomplete: {len(content) - header} bytes of data for shape {shape}")
     return np.frombuffer(content, dtype=np.uint8, offset=header).reshape(shape)
 
 

@@ -21,7 +21,7 @@ from fedkd.errors import UserError, refuse_if
 KEY = "data.args.path"
 SUFFIXES = frozenset((".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"))
 REPORT_EVERY = 10_000
-MOST_PIXELS = 50_000_000  # of one image: more than cameras make, and fewer than Pillow warns of
+MOST_PIXELS = 50_000_000  # of one image: above cameras' sizes, below Pillow's warning
 
 
 def load(request: SourceRequest) -> Dataset:
@@ -30,8 +30,8 @@ def load(request: SourceRequest) -> Dataset:
     `data.args`: `path` of the folder or the `.tar`, `.tar.gz`, `.tar.xz`; `size`, to resize to a square of
     that many pixels; `grayscale`; without a `test/`, the share of the test split (`test_share`) and its seed
     (`split_seed`). Classes and files are sorted. Decoded images stay in the user cache until the path, size
-    or time of a file changes. Images are uint8 [n, 3, H, W], or [n, 1, H, W] if `grayscale`. None, broken
-    ones, or several sizes are a `UserError`.
+    or time of a file changes. Images are uint8 [n, 3, H, W], or [n, 1, H, W] if `grayscale`. Missing or
+    broken images, or several sizes, raise a `UserError`.
     """
     args = request.arguments(path=str, size=int, grayscale=False, test_share=0.2, split_seed=0)
     path = request.path(args["path"])
@@ -54,7 +54,7 @@ def load(request: SourceRequest) -> Dataset:
 
 
 def locate(name: str) -> tuple[bool, str]:
-    """Return whether an image is of the test split, and its class, by its path below `train/` or `test/`."""
+    """Return an image's split (True: test) and class by its path."""
     parts = [part for part in PurePosixPath(name).parts if part not in (".", "/")]
     for place, part in enumerate(parts[:-2]):
         if part in ("train", "test"):
@@ -118,7 +118,7 @@ def _decode(name: str, content: bytes, size: int | None, grayscale: bool) -> np.
             size * size * (1 if grayscale else 3), "an image of this size takes", "data.args.size"
         )
     try:
-        # Of images that are refused just below Pillow warns before it tells their size.
+        # Pillow warns about such images before it returns their size; they are refused below.
         with warnings.catch_warnings(action="ignore", category=Image.DecompressionBombWarning):
             opened = Image.open(io.BytesIO(content))
         with opened:
@@ -135,7 +135,7 @@ def _decode(name: str, content: bytes, size: int | None, grayscale: bool) -> np.
 
 
 def _fingerprint(path: Path, size: int | None, grayscale: bool) -> str:
-    """Return a name that changes whenever the decoded images could."""
+    """Return a name that changes with the image files and settings."""
     digest = hashlib.blake2b(f"{path.resolve()}|{size}|{grayscale}".encode(), digest_size=16)
     files = [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.is_file())
     for file in files:

@@ -21,8 +21,8 @@ def load(request: SourceRequest) -> Dataset:
 
     `class_names` [C] is optional, and so are `owners` of the samples of `train_x`, or of `x`, for the
     partition scheme `natural`. Arguments: `path`; and for `x, y` the share of the test split (`test_share`)
-    and its seed (`split_seed`), apart from the scenario's seed so that runs share one test set. Pickled
-    objects are refused.
+    and its seed (`split_seed`). This seed is independent of the scenario's, so that runs share one test set.
+    Pickled objects are refused.
     """
     args = request.arguments(path=str, test_share=0.2, split_seed=0)
     path = request.path(args["path"])
@@ -30,8 +30,8 @@ def load(request: SourceRequest) -> Dataset:
         check_unpacked(path, KEY)
         with np.load(path, allow_pickle=False) as archive:
             arrays = {name: archive[name] for name in archive.files}
-    except MemoryError as error:  # a header claims more than its member holds
-        raise UserError(f"{path} claims arrays that no memory holds: {error}", key=KEY) from error
+    except MemoryError as error:  # a header declares more than its member holds
+        raise UserError(f"{path} declares arrays too large for memory: {error}", key=KEY) from error
     except (OSError, ValueError, EOFError, OverflowError, zipfile.BadZipFile, zlib.error) as error:
         raise UserError(f"cannot read {path} as .npz without pickled objects: {error}", key=KEY) from error
     names = arrays.get("class_names")
@@ -46,7 +46,7 @@ def load(request: SourceRequest) -> Dataset:
     told = f"{path} must hold {', '.join(SPLIT)} or x, y; it holds {', '.join(arrays) or 'nothing'}"
     refuse_if("x" not in arrays or "y" not in arrays, told, KEY)
     x, y = arrays["x"], arrays["y"]
-    # The whole is checked before it is split, so that messages name the user's arrays.
+    # Arrays are checked before the split, so that messages name the user's arrays.
     whole = dataset_from_arrays(request.name, x, y, x, y, **details)
     test = own_test_split(whole.train_y, args["test_share"], args["split_seed"])
     x, y, owners = whole.train_x, whole.train_y, whole.owners

@@ -1,4 +1,4 @@
-"""Synthetic(α, β): samples for every client and for any number of clients, without a file.
+"""Synthetic(α, β): samples for any number of clients, without a file.
 
 Li, Sahu, Zaheer, Sanjabi, Talwalkar & Smith, "Federated Optimization in Heterogeneous Networks", MLSys 2020,
 arXiv:1812.06127, after Shamir, Srebro & Zhang (ICML 2014).
@@ -32,20 +32,19 @@ BOUNDS: dict[str, tuple[float, float]] = {
 
 
 def load(request: SourceRequest) -> Dataset:
-    """Return samples [n, features] float32 whose owners are the clients, in the clients' order.
+    """Return samples [n, features] float32 owned by the clients, in client order.
 
-    Client k labels its samples by its own model, y = argmax(W x + b), and draws them about its own mean: u ~
-    N(0, α²), W and b ~ N(u, 1); B ~ N(0, β²), v_j ~ N(B, 1), x_j ~ N(v_j, j^-1.2). α sets how much clients'
-    models differ, β how much their samples do. Both are standard deviations, as in the authors' program; the
-    paper writes N(0, α). With `iid` all clients have one model and one mean, v = 0.
+    Client k has its own model and mean. It labels its samples by y = argmax(W x + b), with u ~ N(0, α²), W
+    and b ~ N(u, 1). It draws them by B ~ N(0, β²), v_j ~ N(B, 1), x_j ~ N(v_j, j^-1.2). So α sets the
+    difference of clients' models, β that of their samples. Both are standard deviations, as in the authors'
+    program; the paper writes N(0, α). With `iid` all clients have one model and one mean, v = 0.
 
-    A client has `least` samples and a number from a log-normal distribution (`log_mean`, `log_std`), at most
-    `most` in all. `test_share` of them, at least one, belong to the common test set. Draws derive from the
-    data set's own `seed` and the client's number: client 7 has the same samples among 10 clients and among
-    10,000.
+    A client has `least` samples plus a log-normal number (`log_mean`, `log_std`), at most `most` in all.
+    `test_share` of them, at least one, belong to the common test set. Draws derive from the data set's own
+    `seed` and the client's number: client 7 has the same samples among 10 clients and among 10,000.
 
     Arguments: `alpha`, `beta`, `iid`, `features`, `classes`, `least`, `log_mean`, `log_std`, `most`,
-    `test_share`, `seed`, and `clients`, by default `data.clients`. Any that makes no sense is a `UserError`.
+    `test_share`, `seed`, and `clients`, by default `data.clients`. Invalid ones raise a `UserError`.
     """
     models = {"alpha": 1.0, "beta": 1.0, "iid": False, "features": 60, "classes": 10}
     numbers = {"least": 50, "log_mean": 4.0, "log_std": 2.0, "most": int, "test_share": 0.1}

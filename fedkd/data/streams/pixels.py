@@ -19,10 +19,10 @@ CHUNK = 4096
 
 @dataclass(frozen=True, eq=False)
 class Permutation:
-    """Moves every pixel with all its channels, or every feature of a vector, to another place.
+    """Permutes pixels with all their channels, or features of vectors.
 
-    It commutes with normalisation, which has one scale for all pixels of a channel. `source`, [H·W] or [F]
-    int64, has the place in the original that each place of the result shows.
+    It commutes with normalisation, which has one scale per channel. `source`, [H·W] or [F] int64, has the
+    original place of each place in the result.
     """
 
     source: np.ndarray
@@ -30,7 +30,7 @@ class Permutation:
     def __call__(self, x: np.ndarray) -> np.ndarray:
         """Return permuted samples [n, C, H, W] or [n, F]."""
         rows = x.reshape(-1, len(self.source))
-        # No place is out of range; the mode that does not check for it is several times faster.
+        # All places are in range; without the check it is several times faster.
         return rows.take(self.source, axis=1, mode="clip").reshape(x.shape)
 
 
@@ -38,7 +38,7 @@ class Permutation:
 class Rotation:
     """Rotates images counter-clockwise about their centre; new pixels at the edges are `black`.
 
-    That is 0 after normalisation, [C, 1, 1] float32, so that rotation and normalisation commute.
+    `black` is the normalised 0, [C, 1, 1] float32, so that rotation and normalisation commute.
     """
 
     degrees: float
@@ -50,7 +50,7 @@ class Rotation:
 
 
 def to_shape(dataset: Dataset, shape: tuple[int, ...]) -> Dataset:
-    """Bring a data set to one shape, between colour and grey if needed; uint8 images stay uint8."""
+    """Convert a data set to a shape, between colour and grey if needed; uint8 images stay uint8."""
     if dataset.shape == shape:
         return dataset
     if is_integer(dataset.train_x) or not len(dataset.shape) == len(shape) == 3:

@@ -1,4 +1,4 @@
-"""A stream of tasks, each of them a federation's data: classes in groups, changed pixels, or data sets.
+"""A stream of tasks, each a federation's data: groups of classes, changed pixels, or data sets.
 
 Blurry streams are "Blurry-M" of Bang et al., "Rainbow Memory: Continual Learning with a Memory of Diverse
 Samples", CVPR 2021, arXiv 2103.17230: M % of a task's samples have classes of other tasks.
@@ -51,7 +51,7 @@ class FederatedStream(Sequence[Task]):
         return self.tasks[0].data.input_dtype
 
     def client(self, n: int) -> ClientStream:
-        """Return what client `n` sees of every task."""
+        """Return the data of client `n` in all tasks."""
         return ClientStream(self.tasks, n, self.blur, self.seed)
 
     @overload
@@ -107,13 +107,13 @@ class ClientStream(Sequence[ClientData]):
 
 
 def load_stream(scenario: Scenario, progress: ProgressCallback | None = None) -> FederatedStream:
-    """Load the data of every task and deal each to the clients.
+    """Load the data of every task and partition it among the clients.
 
     Each task has its own partition, test sets and held-out transfer set, of the sizes in `data`. Other
-    transfer samples and a client's skew are the same in all tasks. A `permuted` or `rotated` stream is dealt
-    once: all tasks have the same samples, skewed before they are transformed. `overlapping` tasks share
-    samples: one may be another client's, or a local test sample, in the next task. Common test sets are never
-    trained on. Data that are missing, malformed or too few for the tasks are a `UserError`.
+    transfer samples and a client's skew are the same in all tasks. A `permuted` or `rotated` stream is
+    partitioned once: all tasks have the same samples, skewed before they are transformed. `overlapping` tasks
+    share samples, which may change their client or become local test samples in the next task. Common test
+    sets are never trained on. Missing, malformed or too few data raise a `UserError`.
     """
     if scenario.continual is None:
         raise ValueError("the scenario has no stream of tasks")
@@ -127,7 +127,7 @@ def load_stream(scenario: Scenario, progress: ProgressCallback | None = None) ->
         parts = list(make(tasks, dataset, sources))
     head = resolve_head(scenario.continual)
     outputs = lay_out(head, [part.classes for part in parts])
-    # A digit under two permutations is two classes, unless one unit stands for both.
+    # A digit under two permutations is two classes, unless both share a unit.
     told_apart = head != "domain" and tasks.kind not in ("split", "overlapping")
     names = _unit_names(outputs, parts, told_apart)
     return FederatedStream(
@@ -157,7 +157,7 @@ def _task(index: int, part: Part, outputs: Outputs, unit_names: tuple[str, ...])
 
 
 def _unit_names(outputs: Outputs, parts: Sequence[Part], told_apart: bool) -> tuple[str, ...]:
-    """Name every output unit by its class; a unit shared by several classes by all of them: "0/2/4"."""
+    """Name every output unit by its classes: "0/2/4" for a shared unit."""
     names: list[dict[str, None]] = [{} for _ in outputs.unit_class]
     for part, own in zip(parts, outputs.own_units, strict=True):
         for unit, name in zip(own, part.data.class_names, strict=True):
@@ -166,7 +166,7 @@ def _unit_names(outputs: Outputs, parts: Sequence[Part], told_apart: bool) -> tu
 
 
 def blurred(tasks: Sequence[ClientData], task: int, share: float, *, seed: int, client: int) -> ClientData:
-    """Return a client's task with some training samples of all other tasks, in exchange for its own.
+    """Return a client's task with some training samples exchanged with all other tasks.
 
     Every training sample is in one task. Test samples and the transfer set stay as they are. `tasks` are all
     T tasks of the client, with labels of the same meaning; `share` of each one's training samples moves.
@@ -175,7 +175,7 @@ def blurred(tasks: Sequence[ClientData], task: int, share: float, *, seed: int, 
     for j, data in enumerate(tasks):
         order = numpy_generator(seed, "blur", client=client, task=j).permutation(len(data.train_y))
         leaving = int(share * len(order) + 0.5)
-        # The first part of those that leave goes to the next task, the second to the one after it, and so on.
+        # The first part of the moved samples goes to the next task, the second to the one after, and so on.
         parts = [order[leaving:], *np.array_split(order[:leaving], len(tasks) - 1)]
         rows = np.sort(parts[(task - j) % len(tasks)])
         x.append(data.train_x[rows])

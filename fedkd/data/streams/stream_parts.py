@@ -1,4 +1,4 @@
-"""The tasks of each kind of stream, before their classes have output units.
+"""The tasks of each kind of stream, before output units are assigned.
 
 `split`, `permuted` and `rotated` follow van de Ven & Tolias (2019), arXiv:1904.07734, and Lopez-Paz & Ranzato
 (2017), arXiv:1706.08840; `overlapping` and `datasets` follow Lin et al. (2022), arXiv:2211.00789. A `rotated`
@@ -27,7 +27,7 @@ from fedkd.scenario import TaskStream, planned_task_count
 
 @dataclass(frozen=True)
 class Part:
-    """A task before its classes have output units; label y is the class with the identity `classes[y]`."""
+    """A task before output units are assigned; label y is the class with identity `classes[y]`."""
 
     name: str
     classes: tuple[int, ...]
@@ -91,7 +91,7 @@ def changed_pixels(tasks: TaskStream, dataset: Dataset, sources: Sources) -> Ite
     told = f"'rotated' needs images (channels, height, width), a sample has shape {list(dataset.shape)}"
     refuse_if(tasks.kind == "rotated" and len(dataset.shape) != 3, told, key)
     if tasks.kind == "rotated" and is_integer(dataset.train_x):
-        raise UserError("'rotated' needs images, the samples are integers to be looked up", key=key)
+        raise UserError("'rotated' needs images, but the samples are integers", key=key)
     statistics = sources.statistics(dataset)
     data = federate(dataset, statistics, sources, sources.public_samples(dataset, statistics))
     count = planned_task_count(tasks) or 1
@@ -117,9 +117,9 @@ def data_sets(tasks: TaskStream, sources: Sources) -> Iterator[Part]:
     data, first = sources.scenario.data, 0
     names = tasks.datasets or [data.dataset]
     count = tasks.count or len(names)
-    told = f"must be ≤ {len(names)}, the data sets there are, got {count}"
+    told = f"must be ≤ {len(names)}, the number of data sets, got {count}"
     refuse_if(count > len(names), told, "continual.tasks.count")
-    told = "indices of a file are those of one data set, the stream has several"
+    told = "a file lists indices of one data set, but the stream has several"
     refuse_if(data.partition.scheme == "file" and count > 1, told, "data.partition.scheme")
     shape = tuple(tasks.shape) if tasks.shape else None
     of_first: bool | None = None
@@ -129,7 +129,7 @@ def data_sets(tasks: TaskStream, sources: Sources) -> Iterator[Part]:
         shape = shape or dataset.shape
         dataset = to_shape(dataset, shape)
         integers = is_integer(dataset.train_x)
-        told = f"samples of '{name}' are {'' if integers else 'no '}integers, unlike those of '{names[0]}'"
+        told = f"samples of '{name}' are {'' if integers else 'not '}integers, unlike those of '{names[0]}'"
         refuse_if(integers != (of_first := integers if of_first is None else of_first), told, key)
         statistics = sources.statistics(dataset)
         public = sources.public_samples(dataset, statistics)

@@ -36,7 +36,7 @@ def class_groups(tasks: TaskStream, classes: int, *, seed: int) -> tuple[tuple[i
 def _windows(tasks: TaskStream, classes: int) -> list[tuple[int, int]]:
     width = tasks.classes_per_task or DEFAULT_WINDOW
     stride = tasks.stride or max(width // 2, 1)
-    told = f"must be ≤ {classes}, the classes of the data, got {width}"
+    told = f"must be ≤ {classes}, the number of classes, got {width}"
     refuse_if(width > classes, told, "continual.tasks.classes_per_task")
     fitting = (classes - width) // stride + 1
     count = tasks.count or fitting
@@ -47,15 +47,15 @@ def _windows(tasks: TaskStream, classes: int) -> list[tuple[int, int]]:
 
 def _slices(tasks: TaskStream, classes: int) -> list[tuple[int, int]]:
     count, first, width = tasks.count or DEFAULT_TASK_COUNT, tasks.first_classes, tasks.classes_per_task
-    told = f"must be < {classes}, the data's classes, or nothing is left to the other tasks, got {first}"
+    told = f"must be < {classes}, the number of classes, to leave some to other tasks, got {first}"
     refuse_if(first is not None and first >= classes, told, "continual.tasks.first_classes")
-    # Those that are shared out, and the tasks that share them.
+    # The classes to divide, and the tasks that share them.
     before, rest, sharing = (0, classes, count) if first is None else (1, classes - first, count - 1)
     after = "" if first is None else f" after the first {first}"
     if width is None:
         if rest % sharing:
             allowed = ", ".join(str(n + before) for n in range(1, rest + 1) if rest % n == 0)
-            told = f"{rest} classes{after} cannot be shared out evenly among {sharing} tasks; allowed:"
+            told = f"{rest} classes{after} do not divide evenly among {sharing} tasks; allowed:"
             raise UserError(f"{told} {allowed}, or give classes_per_task", key="continual.tasks.count")
         width = rest // sharing
     told = f"{sharing} tasks × {width} classes = {sharing * width}, but the data have {rest} classes{after};"
@@ -81,7 +81,7 @@ def lay_out(head: HeadKind, classes: Sequence[Sequence[int]]) -> Outputs:
 
     With the head `task` each task has its own slice of units. With `domain` all tasks share units, the i-th
     for the i-th class of each. With `class` every class of the stream has one unit, in order of appearance,
-    and every task may answer with all of them.
+    and every task predicts among all of them.
     """
     if head == "domain":
         most = max(map(len, classes))

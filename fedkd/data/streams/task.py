@@ -11,7 +11,7 @@ from fedkd.data.streams.pixels import Transform
 
 
 class Tests(NamedTuple):
-    """A client's own test samples and labels of a task, and those that all clients share."""
+    """A client's own and the common test samples and labels of a task."""
 
     local: tuple[np.ndarray, np.ndarray]
     common: tuple[np.ndarray, np.ndarray]
@@ -64,7 +64,7 @@ class Task:
         return Tests(local=(own, data.test_y), common=(self.test_x, data.global_y))
 
     def _common(self, name: str) -> np.ndarray:
-        """Return samples of all clients, shared in this process while a client holds them."""
+        """Return all clients' samples, shared in this process while in use."""
         stored = getattr(self.data, name)
         if self.transform is None:
             return stored

@@ -93,8 +93,8 @@ class ClientActor:
         return messages
 
 
-# A finished reply may be lost with its actor, so the first message without a reply need not be the culprit of
-# its death. Each actor therefore writes the message that it begins into a small file, within microseconds.
+# A finished reply may be lost with its actor, so the first message without a reply need not have caused its
+# death. Each actor therefore writes the message that it begins into a small file, within microseconds.
 
 
 class WorkNote:

@@ -1,4 +1,4 @@
-"""Messages on their way to the actors, with shared records."""
+"""Messages in flight to the actors, with shared records."""
 
 import time
 from collections import Counter
@@ -16,7 +16,7 @@ from fedkd.federation.messages import records as msg
 
 @dataclass(frozen=True, eq=False)
 class Call:
-    """A call of an actor, handled by `number`, without messages to make a client anew.
+    """A call of an actor with `number`, without the messages that rebuild a client.
 
     `states` refers to the clients' states afterwards, if they are kept.
     """
@@ -28,10 +28,12 @@ class Call:
 
 
 class Batch:
-    """Messages on their way.
+    """Messages in flight.
 
-    `shared` has references to records of several messages by `id`, `waiting` the unanswered calls in the
-    order in which actors handle them, `since` the time when each actor began with its first.
+    Attributes:
+        shared: References to records of several messages, by `id`.
+        waiting: Unanswered calls, in the order in which actors handle them.
+        since: Time when each actor began its first call.
     """
 
     def __init__(self, shared: dict[int, Any]) -> None:
@@ -41,7 +43,7 @@ class Batch:
         self._numbers = count()
 
     def add(self, reference: Any, actor: int, messages: Sequence[Message], states: Any = None) -> None:
-        if not any(call.actor == actor for call in self.waiting.values()):  # found soon, among thousands
+        if not any(call.actor == actor for call in self.waiting.values()):  # stops early among thousands
             self.since[actor] = time.monotonic()
         self.waiting[reference] = Call(actor, tuple(messages), next(self._numbers), states)
 

@@ -1,4 +1,4 @@
-"""Start of a Ray for one run, or of a connection to a cluster."""
+"""Start Ray for one run, or connect to a cluster."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from fedkd.scenario import Engine
 
 Started = TypeVar("Started")
 
-# For Ray's processes. The first leaves the visible GPUs to actors without a share of one, without a warning.
+# For Ray's processes. The first lets actors without a share of a GPU see all GPUs, without a warning.
 _ENVIRONMENT = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_DEDUP_LOGS": "0",
@@ -37,10 +37,10 @@ _ENVIRONMENT = {
     "FLWR_TELEMETRY_ENABLED": "0",
 }
 _JOINING = {"RAY_NUM_REDIS_GET_RETRIES": "1"}
-"""Ray reads it on import: a cluster that wants a token takes half a minute, not ten."""
+"""Ray reads it on import. A missing token is then reported after half a minute, not ten."""
 
 LOCAL_CONFIG = {"gcs_rpc_server_reconnect_timeout_s": 3600, "max_direct_call_object_size": 2**19}
-"""Of a Ray started here. A minute after its GCS died Ray would end this process; `RayWatch` reports it first.
+"""For a Ray started here. Ray would end this process a minute after its GCS; `RayWatch` reports it first.
 Replies of up to 512 KiB come with the call; the object store would cost a millisecond each."""
 
 _QUIET: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": False}
@@ -124,7 +124,7 @@ def start_with_retry(start: Callable[[], Started]) -> Started:
             end_processes_of_ray(others)
     logs = Path(os.environ.get("RAY_TMPDIR") or tempfile.gettempdir()) / "ray" / "session_latest" / "logs"
     raise EngineLost(
-        f"Ray did not start, twice: {described(failure)}{_likely_cause()}; its logs: {logs}"
+        f"Ray failed to start twice: {described(failure)}{_likely_cause()}; its logs: {logs}"
     ) from failure
 
 
@@ -146,8 +146,8 @@ def _join(address: str) -> None:
             ray.init(address=address, **_QUIET)
     except (OSError, ValueError, RuntimeError) as error:  # ConnectionError is an OSError
         raise UserError(
-            f"no Ray cluster at '{address}': {described(error)}; one that asks for a token (RAY_AUTH_MODE,"
-            " RAY_AUTH_TOKEN) answers nobody without",
+            f"no Ray cluster at '{address}': {described(error)}; if it requires a token, set RAY_AUTH_MODE"
+            " and RAY_AUTH_TOKEN",
             key="engine.address",
         ) from error
 

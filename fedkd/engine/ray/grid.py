@@ -1,4 +1,4 @@
-"""The Ray engine: a Flower grid over a pool of actors, each of which owns some of the clients."""
+"""The Ray engine: a Flower grid over a pool of actors that own the clients."""
 
 import time
 from collections import Counter
@@ -32,8 +32,8 @@ class RayGrid(EngineGrid):
         cpus_per_actor: CPUs that each actor reserves, as `gpus_per_actor`; fractions share a GPU.
         blocks: Clients that one actor handles together, whose replies come together; None: each alone.
         timeout: Seconds that a client has for a message; None: no limit.
-        keeps_states: True if the object store has every client's state after each message, so that a client
-            that fails goes back to its last, and a lost actor is replaced.
+        keeps_states: True if the object store keeps every client's state after each message. A client that
+            fails then returns to its last state, and a lost actor is replaced.
         spares: Actors started by `start_spares`, which are taken first.
     """
 
@@ -79,7 +79,7 @@ class RayGrid(EngineGrid):
     def wait_until_ready(self, patience: float = 120.0) -> None:
         """Return when every actor is up, each within `patience` seconds after the one before.
 
-        An actor that is late raises `EngineLost`, a workload its own exception.
+        A late actor raises `EngineLost`; a workload that fails raises its own exception.
         """
         self._patience = patience
         self._wait_for(range(len(self._actors)))
@@ -186,7 +186,7 @@ class RayGrid(EngineGrid):
     def _bury(self, batch: Batch, actor: int, error: RayError) -> Iterator[Message]:
         self._check_node(actor, error)
         first, *others = self._suspects(batch, actor)
-        doubt = f" in the work for it or for client {_one_of(others)}" if others else ""
+        doubt = f" while it worked for this client or client {_one_of(others)}" if others else ""
         failure = Error(msg.CLIENT_DIED, f"its Ray actor died{doubt}: {_cause(error)}")
         reason = f"its Ray actor died while it worked for client {_one_of([first, *others])}"
         yield from self._give_up(batch, actor, first, failure, reason)

@@ -49,8 +49,8 @@ def shipped_plugin_files(scenario: Scenario) -> tuple[ShippedFolder, ...]:
             size += len(data)
             if size > MOST_BYTES:
                 raise UserError(
-                    f"the Python files of {folder} are more than {MOST_BYTES >> 20} MiB, too much to send to"
-                    " every node; give the plug-ins a folder of their own",
+                    f"the Python files of {folder} exceed {MOST_BYTES >> 20} MiB, the most that is sent to"
+                    " nodes; move the plug-ins to a folder of their own",
                     key=f"plugin_path.{index}",
                 )
         if files:
@@ -90,7 +90,7 @@ def _is_here(folder: ShippedFolder, place: Path | None = None) -> bool:
 
 
 def _written(folder: ShippedFolder) -> Path:
-    """Return a folder of this user's with the files; processes of a machine share it."""
+    """Write the files into a folder that this user's processes share, and return it."""
     new, digest = Path(tempfile.mkdtemp(prefix="fedkd-plugins-")), hashlib.sha256()
     for file, data in sorted(folder.files.items()):
         path = new / file
@@ -152,7 +152,7 @@ def differences(own: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
     if other["fedkd"] is None:
         told.append("has no fedkd; install it there")
     elif other["fedkd"] != own["fedkd"]:
-        told.append("has another fedkd than the one that runs here: its files differ")
+        told.append("has another fedkd: its files differ from those here")
     for package, version in own["packages"].items():
         if (there := other["packages"][package]) != version:
             has = f"{package} {there}" if there else f"no {package}"
@@ -162,9 +162,9 @@ def differences(own: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
         if digest is None or there == digest:  # a module without a file is the interpreter's own
             continue
         if there is None:
-            told.append(f"does not find the module '{module}', which is installed here; install it there")
+            told.append(f"lacks the module '{module}', which is installed here; install it there")
         else:
-            told.append(f"has another module '{module}' than the one that is installed here")
+            told.append(f"has another version of the module '{module}'; install the one used here")
     return told
 
 

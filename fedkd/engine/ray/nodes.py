@@ -24,7 +24,7 @@ class Node:
 
 
 def alive_nodes() -> tuple[Node, ...]:
-    """Return the nodes that Ray does not know to be dead, by name."""
+    """Return the nodes that Ray reports as alive, by name."""
     import ray
 
     alive = [node for node in ray.nodes() if node["Alive"]]

@@ -29,7 +29,7 @@ def gpu_share(engine: Engine, cluster: RayCluster, num_clients: int) -> float:
 
 
 def count_actors(engine: Engine, cluster: RayCluster, num_clients: int) -> int:
-    """Return how many actors an idle cluster fits, each on one node; `UserError`: too few or none."""
+    """Return how many actors fit an idle cluster, each on one node; `UserError`: too few or none."""
     gpus_per_actor = gpu_share(engine, cluster, num_clients)
     most_cpus = max((node.cpus for node in cluster.nodes), default=0.0)
     most_gpus = max((node.gpus for node in cluster.nodes), default=0.0)
@@ -61,9 +61,9 @@ def room_for_actors(
 ) -> int:
     """Return how many actors to start, at most `number`: as many as the nodes' free resources fit.
 
-    A cluster of this run's own is free. On another one, fewer actors than on an idle cluster are enough,
-    unless the scenario sets their number. Then `tell` receives a line, and the function waits for room, up to
-    `Engine.start_timeout` (`EngineLost`). Actors that would not fit an idle cluster are a `UserError`.
+    A run that owns the cluster takes all of it. On a shared cluster, the actors that fit now are enough, and
+    `tell` receives a line. If none fit, or the scenario sets their number, the function waits for room, at
+    most `Engine.start_timeout` (then `EngineLost`). Actors that exceed an idle cluster raise `UserError`.
     """
     wanted = count_actors(engine, cluster, number)
     if cluster.alone:
@@ -77,20 +77,20 @@ def room_for_actors(
         waited = time.monotonic() - began
         if waited >= SETTLE_SECONDS:
             if fits and engine.actors is None:
-                tell(f"others work on the Ray cluster: there is room for {fits} actors, not for {wanted}")
+                tell(f"the Ray cluster is in use: it has room for {fits} of {wanted} actors")
                 return fits
             if waited >= engine.start_timeout:
                 break
             if not waits:
                 waits = True
-                tell(f"waiting for room on the Ray cluster: for {fits} of {wanted} actors there is some now")
+                tell(f"waiting for room on the Ray cluster: {fits} of {wanted} actors fit now")
         cluster.watch.check()
         time.sleep(POLL_SECONDS)
     free_cpus, free_gpus = sum(node.cpus for node in nodes), sum(node.gpus for node in nodes)
     raise EngineLost(
         f"the Ray cluster had room for {fits} of {wanted} actors after {engine.start_timeout:g} s"
-        f" (engine.start_timeout): others hold all but {free_cpus:g} of its {cluster.cpus:g} CPUs and"
-        f" {free_gpus:g} of its {cluster.gpus:g} GPUs"
+        f" (engine.start_timeout): {free_cpus:g} of its {cluster.cpus:g} CPUs and {free_gpus:g} of its"
+        f" {cluster.gpus:g} GPUs are free"
     )
 
 
@@ -119,7 +119,7 @@ def check_gpus(share: float, most: float, where: str) -> None:
     if most < share:
         raise UserError(f"asks for {share:g} GPUs an actor, but {where} {most:g}", key=GPU_KEY)
     if share > 1 and share % 1:
-        raise UserError(f"must be a whole number above 1, got {share:g}", key=GPU_KEY)
+        raise UserError(f"must be a whole number if it is above 1, got {share:g}", key=GPU_KEY)
 
 
 def check_local_gpus(engine: Engine) -> None:

@@ -95,7 +95,7 @@ class _Child:
 
 
 class _Stranger:
-    """Another user's process on this machine; raises `OSError` or `AttributeError` without one."""
+    """Another user's process on this machine; a missing one raises `OSError` or `AttributeError`."""
 
     def __init__(self, pid: int) -> None:
         # The id alone could belong to another process by then, or to a zombie.
@@ -134,12 +134,12 @@ class _Gcs:
 def _listener(path: str) -> int:
     """Return the process that listens at a socket of this machine; raise `OSError` if that is unknown."""
     if not hasattr(socket, "SO_PEERCRED"):
-        raise OSError("the system does not tell")
+        raise OSError("the system does not report it")
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
         connection.settimeout(1.0)
         connection.connect(path)
         packed = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
     pid, _, _ = struct.unpack("3i", packed)
     if pid == 0:  # it lives in another namespace of processes
-        raise OSError("it is nobody whom this process can see")
+        raise OSError("this process cannot see it")
     return pid

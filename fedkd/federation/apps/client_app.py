@@ -169,7 +169,7 @@ HANDLERS: dict[str, Callable[[Client, Message], Training[Message]]] = {
 
 
 def answer_batch(requests: Sequence[tuple[Message, Context]]) -> list[Message | Exception]:
-    """Handle messages of one kind to different clients together; return a reply or an exception for each."""
+    """Handle messages of one kind together; return each client's reply or exception."""
     outcomes: dict[int, Message | Exception] = {}
     began = time.perf_counter()
     with ExitStack() as stack:
@@ -219,7 +219,7 @@ def _timed(reply: Message, seconds: float) -> Message:
 
 @client_app.query("identify")
 def identify(message: Message, context: Context) -> Message:
-    """Return the node's client, and its federation if it has a share of its own."""
+    """Return the node's client, and its federation if the node has a share of the data."""
     node = node_of(context)
     said = msg.identity(int(context.node_config["partition-id"]))
     if node is not None:

@@ -1,7 +1,7 @@
-"""From a Flower context to the client behind it, on engines, Flower's simulation and deployed nodes.
+"""Find the client behind a Flower context: on engines, in Flower's simulation, on deployed nodes.
 
-A deployed node's folder holds its share of the data (`fedkd.data.shares.share_file`) and the scenario,
-whose digest it names: a server with another one refuses it.
+A deployed node's folder holds its share of the data (`fedkd.data.shares.share_file`) and the scenario. The
+node sends the scenario's digest, and a server with another digest refuses it.
 """
 
 from collections.abc import Callable, Iterator
@@ -55,7 +55,7 @@ def node_of(context: Context) -> Participant | None:
     client, own = context.node_config.get(PARTITION_KEY), found.share.client
     if client is None:
         raise UserError(
-            f"names {found.folder}, the share of {found.share.owner}, and no {PARTITION_KEY}",
+            f"must have {PARTITION_KEY} beside {DATA_KEY} = {found.folder}, the share of {found.share.owner}",
             key="node-config",
         )
     if own is None or int(client) != own:
@@ -97,7 +97,7 @@ def _read_once(folder: Path, written: int) -> Participant:
     clients = plan.scenario.data.clients
     if share.data.num_clients != clients:
         raise UserError(
-            f"is of a federation of {share.data.num_clients} clients, the scenario beside it of {clients}",
+            f"belongs to a federation of {share.data.num_clients} clients, but the scenario has {clients}",
             file=str(folder / SHARE_MANIFEST),
         )
     return Participant(folder, plan, share)
@@ -162,7 +162,7 @@ def client_behind(context: Context, step: str = "") -> Iterator[Client]:
 
 
 def plan_of(context: Context) -> Plan:
-    """Return the plan of ``scenario``, a file (relative to here or the app), with the overrides ``set``."""
+    """Return the plan of the file ``scenario``, relative to here or the app, with the overrides ``set``."""
     path = expand_path(str(context.run_config.get("scenario", "")), key="run-config.scenario")
     if not path.is_absolute() and not path.exists():
         path = Path(__file__).resolve().parents[3] / path

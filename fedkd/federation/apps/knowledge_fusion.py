@@ -184,8 +184,8 @@ class KnowledgeFusion(Strategy):
     ) -> None:
         """Fuse the knowledge of all replies, without errors and in client order; keep the guidance.
 
-        `begun` has the rounds in which clients began their jobs, if not this one; `awaited` counts replies of
-        the round that come with another call.
+        `begun` has the rounds in which clients began their jobs, if not this one. `awaited` is the number of
+        the round's replies that come with another call.
         """
         for client, misfit in self.misfits(replies).items():
             raise refusal(misfit, client, round)
@@ -227,14 +227,18 @@ class KnowledgeFusion(Strategy):
         """Return the client that a node names; raise `InvalidUpload` if another node is that client."""
         client, node = msg.sender(reply), reply.metadata.src_node_id
         if client in self._client_of_node.values():
-            raise InvalidUpload(f"it says that it is client {client}, which another node is")
+            raise InvalidUpload(f"it claims to be client {client}, but another node is that client")
         self._client_of_node[node] = client
         return client
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        """Fuse the replies; return no weights, and the mean metrics; raise `RunFailed` without any reply."""
+        """Fuse the replies; return the mean metrics, without weights.
+
+        Raises:
+            RunFailed: There is no reply.
+        """
         replies = list(replies)
         if not replies:
             raise RunFailed("no node has answered", round=server_round)

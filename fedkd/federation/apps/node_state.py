@@ -3,8 +3,8 @@
     runs/RUN/now.safetensors     the client after the last message that it has answered
              before.safetensors  and before it
 
-Each file names its client, run and federation, and has a digest of all its content. A message that comes
-again, because its answer was lost, is answered from the state before it: no training twice.
+Each file names its client, run and federation, and has a digest of all its content. If an answer is lost, the
+message comes again. The client answers it from the state before it, so nothing is trained twice.
 """
 
 import fcntl
@@ -41,7 +41,7 @@ class NodeState:
             self._folder.mkdir(parents=True, exist_ok=True)
             file = (self._folder / LOCK).open("w")
         except OSError as error:
-            reason = f"the client's state cannot be kept here: {error.strerror}"
+            reason = f"cannot save the client's state here: {error.strerror}"
             raise UserError(reason, file=str(self._folder)) from error
         with file:
             fcntl.flock(file, fcntl.LOCK_EX)
@@ -49,9 +49,9 @@ class NodeState:
             yield
 
     def at(self, step: str) -> Arrays | None:
-        """Return the state before the message `step`, come again or new; None: the initial one.
+        """Return the state before the message `step`, new or repeated; None: the initial one.
 
-        A damaged file, or another client's, is a `UserError`.
+        A damaged file, or another client's, raises `UserError`.
         """
         now = _read(self._folder / NOW, self._owner)
         if now is not None and now[0] != step:
@@ -71,7 +71,7 @@ class NodeState:
                 said = {STEP: step, **self._owner}
                 save_file(arrays, file, metadata={**said, DIGEST: content_digest(said, arrays)})
         except OSError as error:
-            reason = f"the client's state cannot be kept: {error.strerror or error}"
+            reason = f"cannot save the client's state: {error.strerror or error}"
             raise UserError(reason, file=str(now)) from error
 
 
@@ -95,13 +95,13 @@ def _read(path: Path, owner: Mapping[str, str]) -> tuple[str, Arrays] | None:
     digest = said.pop(DIGEST, None)
     if digest is None:
         raise UserError(
-            "has no digest: it is damaged, or an earlier release of fedkd wrote it; read it with that"
-            " release, or remove the folder to begin anew",
+            "has no digest: it is damaged, or from an earlier release of fedkd; use that release, or remove"
+            " the folder to start again",
             file=str(path),
         )
     if digest != content_digest(said, arrays):
         raise UserError("is not what was written: it is damaged", file=str(path))
     for key, value in owner.items():
         if said.get(key) != value:
-            raise UserError(f"is of another {key}: {said.get(key)}, not {value}", file=str(path))
+            raise UserError(f"belongs to another {key}: {said.get(key)}, not {value}", file=str(path))
     return said[STEP], arrays

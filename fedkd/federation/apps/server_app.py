@@ -108,7 +108,10 @@ def _server_knowledge(plan: Plan, data: Data, task: int) -> ServerKnowledge:
 
 
 def _classes_met(plan: Plan, data: FederatedStream, round: int) -> tuple[int, ...] | None:
-    """Return the output units of the tasks so far if a round ends one, but the last, for all clients."""
+    """Return the output units of the tasks so far if the round ends a task for all clients.
+
+    None: some go on with their task, or it is the last.
+    """
     schedule = plan.schedule
     begun = schedule.order(0)[: schedule.place(0, round) + 1]
     if not schedule.in_step or not schedule.ends(0, round) or len(begun) == len(schedule.order(0)):
@@ -145,13 +148,13 @@ def _main(grid: Grid, context: Context) -> None:
     plan = plan_of(context) if own is None else own.plan
     if plan.scenario.faults.timeout is not None:
         raise UserError(
-            "Flower's runtimes let a client that is late go on, to a state that nobody knows; only the Ray"
-            " engine of fedkd can interrupt one",
+            "must be left out on Flower's runtimes, which cannot interrupt a late client; only fedkd's Ray"
+            " engine can",
             key="faults.timeout",
         )
     if own is not None and plan.clock is not None:
         key = "clock" if plan.scenario.asynchronous is None else "asynchronous"
-        raise UserError("simulates time, and deployed nodes take their own; leave it out", key=key)
+        raise UserError("must be left out: it simulates time, and deployed nodes run in real time", key=key)
     out = str(context.run_config.get("out", ""))
     with (
         new_run_folder(plan.scenario, Path(out) if out else None) as folder,

@@ -12,9 +12,9 @@ NUMPY_STYPE = "numpy.ndarray"
 class NumpyArray(Array):
     """A Flower `Array` over a live NumPy array, which must not be written to afterwards.
 
-    Flower's class copies every array twice a message. Here Flower's runtimes make the bytes on demand, and
-    Ray moves the array through shared memory. `values` is read-only; `numpy` copies, as q-FedAvg writes into
-    it.
+    Flower's class copies every array twice per message. Here Flower's runtimes make the bytes on demand, and
+    Ray moves the array through shared memory. `values` is read-only. `numpy` returns a copy, because q-FedAvg
+    writes into it.
     """
 
     def __init__(self, values: np.ndarray) -> None:

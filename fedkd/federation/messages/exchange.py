@@ -57,7 +57,7 @@ class Exchange:
         started = time.perf_counter()
         answers = self._messenger.send(round, phase, sent)
         replies = self.admitted(round, phase, answers)
-        # A client whose reply is refused has done its work all the same.
+        # A client has done its work even if its reply is refused.
         self.changed.update(answers.keys() - replies.keys())
         answered = {self._node_of_client[client] for client in answers}
         self._strategy.take_back([m for m in sent if m.metadata.dst_node_id not in answered])
@@ -104,7 +104,7 @@ class Exchange:
             ) from error
 
     def account(self, **up: int) -> dict[str, int]:
-        """Add the bytes sent by clients and by the method to the totals; return both for a timing."""
+        """Add the clients' and the method's bytes to the totals; return both for a timing."""
         cost = {**up, "bytes_down": self._strategy.sent_bytes()}
         self.add(**cost)
         return cost

@@ -39,8 +39,10 @@ class Messenger:
     def send(self, round: int, phase: str, messages: Iterable[Message]) -> dict[int, Message]:
         """Send messages; return replies by client, in order, without skipped clients.
 
-        A client's failure is a `RunFailed`, its error in the scenario a `UserError`; `Interrupted` means that
-        the actors were stopped together with the run.
+        Raises:
+            RunFailed: A client failed.
+            UserError: A client found a mistake in the scenario.
+            Interrupted: The actors were stopped together with the run.
         """
         sent = sorted(messages, key=self.client_of)
         replies, failed, again = dict[int, Message](), dict[int, Message](), sent
@@ -103,8 +105,8 @@ class Messenger:
             if client not in self._refused:
                 self._refused.add(client)
                 self._control.observer.message(
-                    f"client {client}, round {round}: reply refused: {misfit}; left out, as later ones are"
-                    " that are refused"
+                    f"client {client}, round {round}: reply refused: {misfit}; left out, like later refused"
+                    " replies of this client"
                 )
 
     def _exchange(self, round: int, phase: str, sent: Sequence[Message]) -> dict[int, Message]:
@@ -170,10 +172,11 @@ KEY = "data.clients"
 
 
 def identify(grid: Grid, expected: int, deployment: Deployment | None = None) -> dict[int, int]:
-    """Return the node id of each of the `expected` clients; on Flower's runtimes all nodes are asked.
+    """Return the node id of each of the `expected` clients; on Flower's runtimes, ask all nodes.
 
-    A client that is missing, there twice or of another federation is a `UserError`, a node that cannot name
-    its client a `RunFailed`.
+    Raises:
+        UserError: A client is missing, there twice, or of another federation.
+        RunFailed: A node cannot name its client.
     """
     if hasattr(grid, "node_of_client"):
         return dict(grid.node_of_client)
@@ -202,13 +205,13 @@ def _check_all_there(
     for client, claimed in sorted(nodes_of.items()):
         if client >= expected:
             raise UserError(
-                f"a node says that it is client {client}; there are {expected}, from client 0 on"
-                f" (a simulation of Flower's: num-supernodes={expected})",
+                f"a node claims to be client {client}, but clients are numbered 0 to {expected - 1}"
+                f" (Flower's simulation: num-supernodes={expected})",
                 key=KEY,
             )
         if len(claimed) > 1:
             ids = " and ".join(map(str, sorted(claimed)))
-            raise UserError(f"{len(claimed)} nodes say that they are client {client}: {ids}", key=KEY)
+            raise UserError(f"{len(claimed)} nodes claim to be client {client}: {ids}", key=KEY)
     missing = [client for client in range(expected) if client not in nodes_of]
     if missing:
         hint = f"; give it one node per client (Flower: num-supernodes={expected})"
@@ -226,9 +229,9 @@ def _check_federation(replies: Iterable[Message], deployment: Deployment | None)
         said = reply.content.config_records[msg.IDENTITY].get(msg.FEDERATION)
         client = msg.sender(reply)
         if deployment is None and said is not None:
-            raise RunFailed("has a share of its own, the server has none (run-config: data)", client=client)
+            raise RunFailed("has a share of the data, the server has none (run-config: data)", client=client)
         if deployment is not None and said is None:
-            raise RunFailed("has no share of its own (node-config: data)", client=client)
+            raise RunFailed("has no share of the data (node-config: data)", client=client)
         if deployment is not None and said != deployment.federation:
-            reason = "its scenario, its classes or its transfer set is not the server's"
-            raise UserError(f"client {client} is of another federation: {reason}", key="node-config.data")
+            reason = "its scenario, classes or transfer set differ from the server's"
+            raise UserError(f"client {client} is in another federation: {reason}", key="node-config.data")

@@ -70,7 +70,7 @@ def records_accepted(plan: Plan, kind: str) -> frozenset[str]:
 
 
 def refuse_message(node: Participant, client: Client, message: Message) -> None:
-    """Refuse a message that the server of the node's plan would not send, by a `UserError`."""
+    """Raise `UserError` for a message that the server of the node's plan would not send."""
     kind = message.metadata.message_type
     try:
         check_message(node, client, kind, message.content)
@@ -82,11 +82,11 @@ def check_message(node: Participant, client: Client, kind: str, content: RecordD
     """Raise `InvalidUpload` for the first fault in a message."""
     plan = node.plan
     if kind not in kinds_accepted(plan):
-        raise InvalidUpload(f"'{plan.scenario.fusion.strategy}' under this scenario sends no such message")
+        raise InvalidUpload(f"'{plan.scenario.fusion.strategy}' sends no such message in this scenario")
     allowed = records_accepted(plan, kind)
     for name in content:
         if name not in allowed:
-            raise InvalidUpload(f"record '{name}' is not what '{plan.scenario.fusion.strategy}' sends")
+            raise InvalidUpload(f"'{plan.scenario.fusion.strategy}' sends no record '{name}'")
     if msg.CONFIG not in content.config_records:
         raise InvalidUpload(f"record '{msg.CONFIG}' is missing")
     round = _check_config(plan, content)
@@ -109,7 +109,7 @@ def _arrays(content: RecordDict, record: str) -> Arrays:
         raise InvalidUpload(f"record '{record}' is missing, or has no arrays")
     try:
         return record_to_arrays(content.array_records[record])
-    except Exception as error:  # somebody else's bytes
+    except Exception as error:  # the bytes come from another machine
         raise InvalidUpload(f"record '{record}' cannot be read: {type(error).__name__}") from None
 
 
@@ -167,7 +167,7 @@ def _sizes(node: Participant, client: Client, task: int) -> dict[str, int]:
     shapes = (strategy.capabilities.receives or {}).values()
     if OF_NETWORK & {letter for shape in shapes for letter in shape.split()}:
         shared = aux_networks_of(strategy).shared_model is not None
-        with suppress(FedkdError):  # the client's model is no network
+        with suppress(FedkdError):  # the client has an estimator
             weights = client.weights(SHARED_NETWORK) if shared else client.weights()
             found |= upload_sizes(strategy, weights, client.trainable())
     return found
@@ -176,20 +176,20 @@ def _sizes(node: Participant, client: Client, task: int) -> dict[str, int]:
 def refuse_to_answer(kind: str) -> None:
     """Refuse a message of simulations."""
     if kind in ASKED_IN_SIMULATIONS:
-        raise UserError(f"a deployed client keeps its state to itself; '{kind}' is for simulations")
+        raise UserError(f"a deployed client never sends its state; '{kind}' is for simulations")
 
 
 def check_leaving(plan: Plan, kind: str, content: RecordDict) -> None:
-    """Refuse, by a `UserError`, a reply with records that the strategy does not exchange."""
+    """Raise `UserError` for a reply with records that the strategy does not exchange."""
     strange = next((name for name in content if name != msg.ARRAYS and name not in FIGURES), None)
     if strange is not None:
-        raise UserError(f"'{strange}' is not for others to see: no strategy exchanges it")
+        raise UserError(f"record '{strange}' must not leave the node: no strategy exchanges it")
     arrays = record_to_arrays(content.array_records.get(msg.ARRAYS, ArrayRecord()))
     if not arrays or (kind == msg.END_TASK and plan.scenario.fusion.orthogonal is not None):
         return  # orthogonal training exchanges sketches of layers' inputs
     strategy = plan.scenario.fusion.strategy
     if kind != msg.TRAIN or plan.capabilities.sends == "nothing":
-        raise UserError(f"'{strategy}' exchanges no arrays upon a '{kind}' message: {', '.join(arrays)}")
+        raise UserError(f"'{strategy}' exchanges no arrays in reply to '{kind}': {', '.join(arrays)}")
     for name in arrays if declares_upload(plan.strategy) else ():
         stages = name == PREDICTIONS_SENT or name.endswith((TOP_CLASS_SUFFIX, CLASS_COUNT_SUFFIX))
         if name not in plan.capabilities.kinds and not stages:

@@ -24,12 +24,12 @@ Misfits = Callable[[Sequence[Message]], Mapping[int, InvalidUpload]]
 
 
 def check_reply(client: int, reply: Message, figures: Collection[str] = ()) -> None:
-    """Raise `InvalidUpload` for the first fault in a reply with metrics `figures`, apart from its arrays."""
+    """Raise `InvalidUpload` for a reply's first fault, arrays aside; `figures` are the expected metrics."""
     content = reply.content
     # Flower makes its views by type anew on each access.
     told = _record(content, msg.IDENTITY, ConfigRecord).get(msg.CLIENT)
     if told != client or isinstance(told, bool):
-        raise InvalidUpload(f"it says that it is client {told!r}")
+        raise InvalidUpload(f"it claims to be client {told!r}")
     metrics = _record(content, msg.METRICS, MetricRecord)
     for name in figures:
         if name not in metrics:
@@ -82,7 +82,7 @@ def opened(
         size = payload_bytes(reply.content)
         arrays = record_to_arrays(reply.content.array_records[msg.ARRAYS])
         wrong = next((name for name, values in arrays.items() if values.dtype.kind not in "biuf"), None)
-    except Exception as error:  # somebody else's bytes
+    except Exception as error:  # the bytes come from another machine
         raise InvalidUpload(f"its arrays cannot be read: {type(error).__name__}") from None
     if wrong is not None:
         raise InvalidUpload(f"array {wrong} is of type {arrays[wrong].dtype}, must be real numbers")
@@ -92,7 +92,7 @@ def opened(
     except Exception:
         names = ", ".join(f"{name} {list(values.shape)}" for name, values in arrays.items())
         raise InvalidUpload(
-            f"its arrays do not fit what the scenario has clients send: {names or 'nothing'}"
+            f"its arrays do not match the scenario's uploads: got {names or 'none'}"
         ) from None
     figures: Mapping[str, Any] = reply.content.metric_records[msg.METRICS]
     return Upload(0, received, int(figures[msg.NUM_EXAMPLES]), size)

@@ -1,1 +1,1 @@
-"""Strategies that exchange predictions: clients distil from fused ones (start: `knfu`)."""
+"""Strategies that exchange predictions: clients distil fused ones (start with `knfu`)."""

@@ -30,15 +30,15 @@ STEPS = "steps"
 
 @hyperparameters
 class CFD(ServerStudent, SoftLabels):
-    """Send the predicted class alone; average votes; learn the result by cross entropy.
+    """Send hard labels alone; average the votes; distil them by cross entropy.
 
     ::
 
         v_n[i]  = argmax_c z_n(x_i)_c                  a byte a sample, two above 256 classes
         t[i, c] = share of clients with v_n[i] = c
 
-    The cheapest uplink: 4·C times smaller than float32 logits. Votes lose certainty, so many clients are
-    needed; a single client learns its own hard labels.
+    The cheapest uplink: 4·C times smaller than float32 logits. Votes lose certainty, so the method needs many
+    clients; a single client learns its own hard labels.
 
     Without a `server_model` clients learn the shares, as float32. A server model is the paper's downlink::
 
@@ -46,7 +46,7 @@ class CFD(ServerStudent, SoftLabels):
         s[i]   = softmax(z(x_i)) in steps of 1 / (2^b − 1) that add up to 1        b = `bits_down`
         down   = a bit for each sample, and b bits for each class of those whose s[i] the client lacks
 
-    The server stores each client's labels, and sends every change once. Two parts of the paper are left out:
+    The server stores each client's labels, and sends every change once. Two parts of the paper are missing:
     entropy coding (a changed label costs C·b bits) and delta coding of votes.
     """
 
@@ -69,7 +69,7 @@ class CFD(ServerStudent, SoftLabels):
             weighs_age=True,
             over_graph="each",
             needs=frozenset({"server"} if self.server_model is not None else ()),
-            reach=f"{REACH['all_alike']}; with a server model only who took part",
+            reach=f"{REACH['all_alike']}; with a server model participants alone",
         )
 
     def upload(self, client: ClientView) -> dict[str, np.ndarray]:

@@ -1,4 +1,4 @@
-"""`chosen_beta`: each client tries KnFu with several β, and learns from the best."""
+"""`chosen_beta`: each client tries KnFu with several β, and distils the best."""
 
 from collections.abc import Mapping
 from functools import cached_property
@@ -24,7 +24,7 @@ CHOICE = "choice"
 
 @hyperparameters
 class ChosenBeta(TemperedLabels):
-    """Send KnFu's guidance for several β; each client learns that of its best trial.
+    """Send KnFu's targets for several β; each client distils those of its best trial.
 
     ::
 
@@ -34,8 +34,8 @@ class ChosenBeta(TemperedLabels):
 
     A trial is one epoch on a share of the transfer set, with the same weights and order for every β; then the
     client is reset. The accuracy is on held-out samples (`training.held_out`), never on a test set. The
-    agreement is with the class of F, on transfer samples outside the trial whose class the client lacks. The
-    first of equals wins; one β needs no trial.
+    agreement is with the class of F, on transfer samples outside the trial with classes that the client
+    lacks. The first of equals wins; one β needs no trial.
 
     Guidance grows with the number of β, plus a byte or two a sample for F's classes. Each β costs a round a
     short training more.
@@ -77,7 +77,7 @@ class ChosenBeta(TemperedLabels):
         )
 
     def fuse(self, knowledge: Knowledge, memory: Mapping[str, np.ndarray]) -> Guidance:
-        """Return for each client targets `[M, C]` for every β, and the experts' classes `[M]` for all."""
+        """Return each client's targets `[M, C]` for every β, and the experts' classes `[M]` for all."""
         assert knowledge.logits is not None
         q = softmax(knowledge.logits, self.temperature)
         p = distributions.expertise(self.distribution, q, knowledge.label_counts, self.epsilon)
@@ -93,7 +93,7 @@ class ChosenBeta(TemperedLabels):
         return Guidance(None, personal=personal, shared={EXPERTS: classes.astype(smallest)})
 
     def apply(self, client: ClientView, guidance: Arrays) -> Distillation:
-        """Try all targets, and learn the best."""
+        """Try all targets, and distil the best."""
         chosen = self._best(client, guidance) if self.capabilities.trials else 0
         client.memory[CHOICE] = np.array(chosen, dtype=np.int64)
         return guidance[_targets(chosen)], None

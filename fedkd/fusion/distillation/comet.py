@@ -1,4 +1,4 @@
-"""COMET: clients with similar predictions form clusters; each learns its cluster's mean."""
+"""COMET: clients with similar predictions form clusters; each distils its cluster's mean."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @hyperparameters
 class Comet(FusionStrategy):
-    """Group clients by k-means over their predictions; draw each towards the nearest centroid.
+    """Cluster clients by k-means over their predictions; distil the nearest centroid.
 
     ::
 
@@ -28,9 +28,9 @@ class Comet(FusionStrategy):
         t_n       = the centroid nearest to s_n
         loss      = λ · mean_i ‖s_n(x_i) − t_n[i]‖²     + ce_weight · cross entropy on private samples
 
-    A middle way between one mean for all (`clusters` = 1) and personal weights (`knfu`): clients learn from
-    their own cluster only. They minimise both terms at once, as in the paper: `fusion.ce_weight` is 1
-    by default. With 0 a client first trains privately, then learns its centroid.
+    A compromise between one mean for all (`clusters` = 1) and personal weights (`knfu`): clients learn from
+    their own cluster only. They minimise both terms at once, as in the paper: `fusion.ce_weight` is 1 by
+    default. With 0 a client first trains privately, then learns its centroid.
     """
 
     name: ClassVar[str] = "comet"

@@ -8,8 +8,8 @@ from fedkd.fusion.math.probabilities import log_softmax
 def sample_losses(logits: np.ndarray, labels: np.ndarray | None = None) -> np.ndarray:
     """Return the cross entropy of predictions `[N, M, C]` to labels `[M]`, `[N, M]` float64.
 
-    Without labels it is that to the others' mean, ``−Σ_c mean_{k≠m} q_k[i, c] · log q_m[i, c]``, so an
-    outlier pays, right or wrong; a single client has 0.
+    Without labels it is the cross entropy to the others' mean, ``−Σ_c mean_{k≠m} q_k[i, c] · log q_m[i, c]``,
+    so outliers lose, right or wrong; a single client has 0.
     """
     log_q = log_softmax(logits)
     if labels is not None:

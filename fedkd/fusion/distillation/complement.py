@@ -4,7 +4,7 @@ import numpy as np
 
 
 def complement(right: np.ndarray) -> np.ndarray:
-    """Return ``ρ⁺[n, m]``, the share of samples that m has right and n wrong, `[N, N]`.
+    """Return ``ρ⁺[n, m]``, the share of samples with m right and n wrong, `[N, N]`.
 
     Receiver first. ``ρ⁺[n, m] − ρ⁺[m, n]`` is the difference of their accuracies. `right` is `[N, M]`; NaN
     without samples.
@@ -17,12 +17,12 @@ def complement(right: np.ndarray) -> np.ndarray:
 
 
 def complement_by_class(right: np.ndarray, labels: np.ndarray, classes: int) -> np.ndarray:
-    """Return ρ⁺ among the samples of each class by labels `[M]`, `[N, N, C]`; NaN for a class without any."""
+    """Return ρ⁺ on the samples of each class by labels `[M]`, `[N, N, C]`; NaN without samples."""
     return np.stack([complement(right[:, labels == label]) for label in range(classes)], axis=-1)
 
 
 def complementary_transfer_rate(right: np.ndarray, taught: np.ndarray) -> np.ndarray:
-    """Return n's share of right answers to m's complementary samples after learning from m, `[N, N]`.
+    """Return n's accuracy on m's complementary samples after learning from m, `[N, N]`.
 
     Receiver first; NaN if m complements n nowhere, as for m = n. `right` `[N, M]` are correct predictions
     before, `taught` `[N, N, M]` those of n after learning from m.
@@ -37,7 +37,7 @@ def complementary_transfer_rate(right: np.ndarray, taught: np.ndarray) -> np.nda
 
 
 def surer(answer: np.ndarray, confidence: np.ndarray) -> np.ndarray:
-    """Return the share of samples on which m disagrees with n and is more confident, `[N, N]`.
+    """Return the share of samples where m disagrees with n and is more confident, `[N, N]`.
 
     It replaces `complement` without labels; 0 without samples. `answer` and `confidence` are `[N, M]`.
     """

@@ -10,8 +10,8 @@ from fedkd.fusion.math.probabilities import finite_logits
 def log_confidence(logits: np.ndarray, classes: np.ndarray | None = None) -> np.ndarray:
     """Return the log-probability of `classes` `[...]`, or the likeliest, from logits `[..., C]`, float32.
 
-    ``log p`` is computed as ``−log(1 + Σ_other exp(z_c − z_max))``, exact down to 1e-38, so predictions that
-    round to 1 remain distinct.
+    ``log p`` is ``−log(1 + Σ_other exp(z_c − z_max))``, exact down to 1e-38, so predictions that round to 1
+    remain distinct.
     """
     z = finite_logits(logits)
     best = z.argmax(axis=-1)[..., None]

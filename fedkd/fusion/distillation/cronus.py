@@ -1,4 +1,4 @@
-"""Cronus: all clients learn a robust mean of their probabilities (arXiv 1912.11279)."""
+"""Cronus: all clients distil a robust mean of their probabilities (arXiv 1912.11279)."""
 
 from collections.abc import Mapping
 from typing import Annotated, ClassVar, Literal
@@ -14,19 +14,19 @@ from fedkd.plugins import hyperparameters
 
 @hyperparameters
 class Cronus(SoftLabels):
-    """Estimate each sample's mean prediction so that a few poisoned clients cannot move it far.
+    """Distil a robust mean of predictions, which a few poisoned clients cannot move far.
 
-    A prediction has C numbers where a model has millions; in few dimensions a robust mean is cheap and tight.
-    Predictions are compared as probabilities, because unbounded logits could pull as far as they like.
-    Clients train on private and soft-labelled transfer samples together, as in the paper: `fusion.ce_weight`
-    is 1 by default. With 0 they take turns.
+    A prediction has C numbers, a model has millions; in few dimensions a robust mean is cheap and tight.
+    Predictions are compared as probabilities, because logits have no bound. Clients train on private and
+    soft-labelled transfer samples together, as in the paper: `fusion.ce_weight` is 1 by default. With 0 they
+    alternate.
 
     ::
 
         q_n[i] = softmax(z_n(x_i)),   t[i] = robust mean over n of q_n[i]
 
-    Robust means reject minorities, so honest clients need the same classes. If clients have different
-    classes, the few that know one are rejected even without an attacker.
+    Robust means reject minorities, so honest clients need the same classes. With different classes, the few
+    clients that know a class are rejected even without an attacker.
     """
 
     name: ClassVar[str] = "cronus"

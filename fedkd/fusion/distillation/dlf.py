@@ -1,4 +1,4 @@
-"""`dlf`: dynamic logits fusion; a client adds its neighbours' shifts by training (arXiv 2406.15480)."""
+"""`dlf`: dynamic logits fusion; a client adds its neighbours' changes of logits (arXiv 2406.15480)."""
 
 from collections.abc import Mapping, Sequence
 from typing import Annotated, ClassVar
@@ -21,7 +21,7 @@ BISECTIONS = 30
 
 @hyperparameters
 class DLF(LocalObjective, TemperedLabels):
-    """Add the neighbours' shifts of logits since before training to a client's logits.
+    """Add the neighbours' changes of logits by training to a client's logits.
 
     ::
 
@@ -30,8 +30,8 @@ class DLF(LocalObjective, TemperedLabels):
         K_n[i]  = softmax((z_n + Σ_{m≠n} W_nm α_nm(i) Δ_m) / T)       W: KnFu's, over the nearest
 
     A mean of predictions pulls a large model down to small ones. Here a neighbour moves a client's logits,
-    sample by sample, as far as its own training has moved it, and the client's knowledge stays. The left side
-    rises with α (its derivative is α times the variance of Δ), so bisection finds α, at most `most`.
+    sample by sample, as far as training has moved its own. The client's knowledge stays. The left side rises
+    with α (its derivative is α times the variance of Δ), so bisection finds α, at most `most`.
     """
 
     name: ClassVar[str] = "dlf"
@@ -92,13 +92,13 @@ class DLF(LocalObjective, TemperedLabels):
             client.memory[INITIAL] = client.logits()
 
     def upload(self, client: ClientView) -> dict[str, np.ndarray]:
-        """Return logits, and those before training `[M, C]` the first time, `[0, C]` from then on."""
+        """Return logits, and initial ones: `[M, C]` the first time, then `[0, C]`."""
         initial = client.memory[INITIAL] if INITIAL in client.memory else client.logits()
         client.memory[INITIAL] = initial[:0]
         return super().upload(client) | {INITIAL: initial}
 
     def misfit(self, upload: Arrays, sizes: Mapping[str, int], network: Network | None) -> str | None:
-        """Refuse initial logits that are not of all transfer samples, or of none."""
+        """Refuse initial logits of only some transfer samples."""
         told, samples = len(upload[INITIAL]), len(upload["logits"])
         if told in (0, samples):
             return None
@@ -129,7 +129,7 @@ def _recall(
 ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     """Return clients' predictions before training, `[N, M, C]` float64, and the memory.
 
-    A client that never sent them gets its present ones: no movement yet.
+    A client that never sent them gets its present ones, without a change.
     """
     roster = enrol(memory, clients)
     everyone = np.zeros((len(roster.clients), *logits.shape[1:]), dtype=np.float32)

@@ -1,4 +1,4 @@
-"""DS-FL: all clients learn the sharpened mean of their probabilities (arXiv 2008.06180)."""
+"""DS-FL: all clients distil the sharpened mean of their probabilities (arXiv 2008.06180)."""
 
 from collections.abc import Mapping
 from typing import Annotated, ClassVar, Literal
@@ -15,17 +15,17 @@ from fedkd.plugins import hyperparameters
 
 @hyperparameters
 class DSFL(SoftLabels):
-    """Average probabilities, reduce the entropy of the result, learn it by cross entropy.
+    """Average probabilities, reduce the entropy of the mean, distil it by cross entropy.
 
     ::
 
         q[i] = mean_n softmax(z_n(x_i))
         t[i] = softmax(q[i] / T_era)          entropy reduction aggregation (ERA)
 
-    Clients with different data disagree, so their mean is vaguer than any of them; ERA sharpens it. It works
-    on probabilities and depends on the number of classes: it sharpens a vague mean if C < 1 / T_era, and
-    softens one that is nearly certain. `scarlet` has neither limit. The paper's server also trains a global
-    model on the targets; here only clients have models.
+    Clients with different data disagree, so their mean is less certain than each of them; ERA sharpens it. It
+    works on probabilities and depends on the number of classes: it sharpens an uncertain mean if C < 1 /
+    T_era, and softens a nearly certain one. `scarlet` has neither limit. The paper's server also trains a
+    global model on the targets; here only clients have models.
     """
 
     name: ClassVar[str] = "dsfl"

@@ -1,4 +1,4 @@
-"""`experts`: clients that have a class teach it to all."""
+"""`experts`: clients with samples of a class teach it to all."""
 
 from collections.abc import Mapping
 from functools import cached_property
@@ -26,11 +26,12 @@ class Experts(TemperedLabels):
         F[i, c] ∝ Σ_m e_m[c] q_m[i, c] / Σ_m e_m[c]               rows renormalised, one target for all
 
     A plain mean gives all clients a vote about all classes: nine that never saw a class outvote the one that
-    knows it. This is KnFu's `per_class` at β = 0 with one target for all, so it reaches absent clients too.
+    knows it. `experts` is KnFu's `per_class` at β = 0 with one target for all, so absent clients receive it
+    too.
 
-    Like every shared target it costs local accuracy if clients train in turn; `training.recipe = "joint"`
-    changes that. Under the recipe class weighting adds up to a tenth to the gain of the plain mean, and more
-    under partial participation.
+    Like every shared target it costs local accuracy if local training and distillation alternate;
+    `training.recipe = "joint"` avoids that. Under the recipe class weighting adds up to a tenth to the gain
+    of the plain mean, and more under partial participation.
 
     Mansour, Mohri and Rostamizadeh weigh sources by distributions ("Domain Adaptation with Multiple Sources",
     2008), FedGen by label counts (Zhu et al., 2021), UWA by uncertainty (arXiv 2509.15147). Here mean

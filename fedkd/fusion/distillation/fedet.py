@@ -1,4 +1,4 @@
-"""Fed-ET: small clients train a larger model on the server, their teacher (arXiv 2204.12703)."""
+"""Fed-ET: small clients train a larger server model, which teaches them (arXiv 2204.12703)."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @hyperparameters
 class FedET(ServerTeacher):
-    """Distil a consensus of the clients, weighted by their own certainty, into a server model.
+    """Distil the clients' certainty-weighted consensus into a server model, which teaches them.
 
     ::
 
@@ -29,10 +29,10 @@ class FedET(ServerTeacher):
         s_div(x) = Σ_n α_n(x) z_n(x) over n with argmax z_n(x) ≠ y(x)          those who disagree
         server   ← minimise CE(z(x), y(x)) + λ · KL(softmax(s_div(x)) ‖ softmax(z(x)))
 
-    α is normalised over the clients of its sum; a sample without disagreement has no second term. The paper's
-    clients send small models, which the server runs and averages, and receive its last layers. Here they send
-    logits, and learn the server's logits on the transfer set: architectures need no common layer, and
-    messages do not grow with the model.
+    α is normalised over the clients of its sum; a sample without disagreement lacks the second term. The
+    paper's clients send small models, which the server runs and averages, and receive its last layers. Here
+    they send logits, and distil the server's logits on the transfer set. So architectures need no common
+    layer, and message sizes do not depend on the model.
     """
 
     name: ClassVar[str] = "fedet"
@@ -63,7 +63,7 @@ class FedET(ServerTeacher):
 
 
 def consensus_and_diversity(logits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return consensus labels `[M]` int64 and the dissenters' probabilities `[M, C]`, of logits `[N, M, C]`.
+    """Return consensus labels `[M]` int64 and the dissenters' probabilities `[M, C]` of logits `[N, M, C]`.
 
     Rows without dissent are all zeros: as the target of a KL they add nothing.
     """

@@ -1,4 +1,4 @@
-"""FedHKT: groups average weights; their models teach the server's, which teaches all clients."""
+"""FedHKT: groups average weights; their models teach a server model, which teaches all clients."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 @hyperparameters
 class FedHKT(ServerTeacher):
-    """Average weights in groups of similar clients that teach a server model; written from an abstract.
+    """Average weights in groups that teach a server model; written from an abstract.
 
     The formulas are fedkd's.
 
@@ -38,8 +38,8 @@ class FedHKT(ServerTeacher):
         server  ← minimise mean KL(e[i] ‖ softmax(z(x_i))) over {i : ‖e[i] − one-hot(e[i])‖₁ ≤ ambiguity}
         client  ← w_g, then minimise T² · mean_i KL(softmax(z_server(x_i) / T) ‖ softmax(z_n(x_i) / T))
 
-    Weights are averaged within a group, and predictions fused between groups. A sample on which the ensemble
-    is unclear teaches the server nothing.
+    Weights are averaged within a group, and predictions fused between groups. The server skips samples with
+    an ambiguous ensemble.
     """
 
     name: ClassVar[str] = "fedhkt"
@@ -90,13 +90,13 @@ class FedHKT(ServerTeacher):
             weights = unpack(means[group], server.initial_weights(group[1]))
             voices.append(softmax(server.logits(group[1], weights)))
         ensemble = weighted_by_certainty(np.stack(voices))
-        # A row of zeros is a target without any class: it adds 0 to the KL and to its gradient.
+        # A row of zeros adds 0 to the KL and to its gradient.
         clear = ensemble * (ambiguity(ensemble) <= self.ambiguity)[:, None]
         logits, kept = self._taught(knowledge, memory, (clear.astype(np.float32),), self.server_loss)
         return Guidance(targets=logits, personal=[means[group] for group in group_of], memory=kept)
 
     def apply(self, client: ClientView, guidance: Arrays) -> Distillation | None:
-        """Load the group's weights, then learn the server's logits."""
+        """Load the group's weights, then distil the server's logits."""
         client.load_weights(unpack(guidance, client.weights()))
         return super().apply(client, guidance)
 

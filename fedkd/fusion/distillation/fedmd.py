@@ -1,4 +1,4 @@
-"""FedMD: all clients learn the mean of their logits (arXiv 1910.03581)."""
+"""FedMD: all clients distil the mean of their logits (arXiv 1910.03581)."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ if TYPE_CHECKING:
 
 @hyperparameters
 class FedMD(TeacherLogits):
-    """Digest, then revisit: match the mean logits on the transfer set, then train privately.
+    """Distil the mean logits on the transfer set (digest), then train privately (revisit).
 
-    The plain form of averaging: all clients weigh the same. It does well for similar clients or on balanced
-    data, and costs points of local accuracy on skewed data.
+    The plain form of averaging: all clients have equal weights. It works well for similar clients or balanced
+    data, and costs local accuracy on skewed data.
 
     The paper's parties first train on the labelled public samples (`pretrain_epochs`), then privately until
     they converge (the first round's local training). Rounds of digest and revisit follow.

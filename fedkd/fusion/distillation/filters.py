@@ -3,7 +3,8 @@
 After the selectors of S. Feng et al., "Knowledge Card" (first called CooK), ICLR 2024, arXiv 2305.09955.
 
 A filter weighs every prediction in [0, 1] and drops those below its threshold. Weights come from all sent
-predictions, so absolute thresholds come in any order; a quantile is one of what earlier filters kept.
+predictions, so absolute thresholds may be in any order; a quantile is over the predictions that earlier
+filters kept.
 """
 
 from collections.abc import Iterator, Sequence
@@ -34,11 +35,11 @@ class FilterSettings(Protocol):
 
     @property
     def quantile(self) -> float | None:
-        """Share to drop, whatever its weights; None: the threshold decides."""
+        """Share to drop, for any weights; None: the threshold decides."""
 
 
 def relevance(q: np.ndarray, p: np.ndarray) -> np.ndarray:
-    """Return the probability of classes that a receiver lacks, ``Σ_c need[c] q_m[i, c]``, `[N, M]`.
+    """Return the probability of a receiver's missing classes, ``Σ_c need[c] q_m[i, c]``, `[N, M]`.
 
     ``need[c] = 1 − min(1, C p[c])`` of its class distribution p `[C]`: 0 for an even share, 1 for none.
     """

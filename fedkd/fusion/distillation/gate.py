@@ -51,8 +51,9 @@ def train_gate(
 def gate_loss(gate: Gate, inputs: np.ndarray, losses: np.ndarray, balance: float) -> tuple[float, Gate]:
     """Return ``mean_i Σ_m g_m(i) ℓ_m(i) + w K Σ_m f_m mean_i g_m(i)`` and its gradient.
 
-    ℓ are the losses `[M, K]` of each teacher's answer, w is `balance`, M > 0. f, the share of samples on
-    which m has the largest share, is constant. The second term is least, w, for even use of all teachers.
+    ℓ are the losses `[M, K]` of each teacher's prediction, w is `balance`, M > 0. f, the share of samples on
+    which m has the largest share, is constant. The second term has its minimum w for even use of all
+    teachers.
     """
     samples, teachers = losses.shape
     hidden = gate.hidden(inputs)
@@ -66,7 +67,7 @@ def gate_loss(gate: Gate, inputs: np.ndarray, losses: np.ndarray, balance: float
 
 
 def first_choices(shares: np.ndarray) -> np.ndarray:
-    """Return the share of samples for which each teacher comes first, `[K]`; ties are divided."""
+    """Return each teacher's share of first choices among samples, `[K]`; ties are divided."""
     first = shares >= shares.max(axis=1, keepdims=True) - TIE
     return (first / first.sum(axis=1, keepdims=True)).mean(axis=0)
 

@@ -1,4 +1,4 @@
-"""KnFu: each client learns from its own fusion of effective knowledge.
+"""KnFu: each client distils its own fusion of effective knowledge.
 
 Seyedmohammadi et al., arXiv 2403.11892. The formulas are reconstructed from the paper (see the docs).
 """
@@ -33,8 +33,8 @@ class KnFu(TemperedLabels):
         K_n[i] = Σ_m W_nm q_m[i]                    effective knowledge, for client n alone
 
     β = 0 is FedMD with averaged probabilities; a large β is nearly local training. The useful β depends on
-    heterogeneity: between Dirichlet(α) label mixes of ten classes the median `d` is about 2.5 at α = 0.3,
-    0.8 at α = 1 and 0.08 at α = 10. An effective number of neighbours near 1 or N shows that β has no more
+    heterogeneity: between Dirichlet(α) label mixes of ten classes the median `d` is about 2.5 at α = 0.3, 0.8
+    at α = 1 and 0.08 at α = 10. If the effective number of neighbours is near 1 or N, β has hardly any
     influence.
     """
 

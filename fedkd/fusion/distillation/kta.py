@@ -1,4 +1,4 @@
-"""KTA: a market of predictions, with near and accurate clients as teachers.
+"""KTA: a market of predictions, with similar and accurate clients as teachers.
 
 Du, 2025, arXiv 2512.00841. The formula of the weights is as reconstructed here.
 """
@@ -19,7 +19,7 @@ from fedkd.plugins import hyperparameters
 
 @hyperparameters
 class KTA(TemperedLabels):
-    """Weigh teachers by nearness of predictions and by accuracy on the labelled transfer set.
+    """Weigh teachers by similarity of predictions and accuracy on the labelled transfer set.
 
     ::
 
@@ -31,8 +31,8 @@ class KTA(TemperedLabels):
     A round trains every client on its own labels, then distils its teacher ensemble `K_n`. The true labels
     of the transfer set never leave the server.
 
-    β = 0 ranks by accuracy alone and γ = 0 by nearness alone (KnFu with `divergence = "prediction_kl"`);
-    with both 0 and no `neighbours` all targets are the mean of all probabilities.
+    β = 0 ranks by accuracy alone and γ = 0 by similarity alone (KnFu with `divergence = "prediction_kl"`).
+    With both 0 and no `neighbours` all targets are the mean of all probabilities.
     """
 
     name: ClassVar[str] = "kta"

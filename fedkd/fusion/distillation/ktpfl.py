@@ -17,7 +17,7 @@ from fedkd.plugins import hyperparameters
 
 @hyperparameters
 class KTpFL(TemperedLabels):
-    """Improve a matrix c of knowledge coefficients each round; teach every client its mixture.
+    """Learn knowledge coefficients between clients; distil each client's mixture.
 
     ::
 
@@ -26,9 +26,9 @@ class KTpFL(TemperedLabels):
         c_n    ← softmax of (c_n after a gradient step on L) / τ
         t_n[i] = Σ_m c_nm q_m[i]                                  learned by KL at temperature T
 
-    Clients whose predictions help to rebuild the receiver's gain weight; ρ keeps all near the mean. The step
-    on ρ's term is implicit, so a large ρ means uniform weights. τ = 0.2 is the authors' code; τ = 1, the
-    formula as printed, leaves no weight more than e times another. Absent clients keep their coefficients;
+    Clients gain weight if their predictions help to reconstruct the receiver's; ρ keeps all near the mean.
+    The step on ρ's term is implicit, so a large ρ means uniform weights. The authors' code has τ = 0.2. With
+    τ = 1, the printed formula, weights differ at most by a factor e. Absent clients keep their coefficients;
     new ones start with the mean weight.
     """
 
@@ -78,7 +78,7 @@ def mse_gradient(c: np.ndarray, products: np.ndarray, elements: int) -> np.ndarr
 def step(c: np.ndarray, products: np.ndarray, elements: int, *, rho: float, lr: float) -> np.ndarray:
     """Return c after one step on ``MSE(q_n, Σ_m c_nm q_m) + ρ · MSE(c_n, 1/N)``, before the softmax.
 
-    It is implicit in the second term: ``c⁺ = c − lr · (mse_gradient(c) + 2ρ/N · (c⁺ − 1/N))``.
+    The second term is implicit: ``c⁺ = c − lr · (mse_gradient(c) + 2ρ/N · (c⁺ − 1/N))``.
     """
     clients = len(c)
     keep = 1.0 / (1.0 + 2.0 * lr * rho / clients)

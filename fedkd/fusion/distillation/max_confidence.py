@@ -1,4 +1,4 @@
-"""`max_confidence`: the most confident client teaches each sample."""
+"""`max_confidence`: the most confident client is each sample's teacher."""
 
 from collections.abc import Mapping
 from functools import cached_property
@@ -17,7 +17,7 @@ from fedkd.plugins import hyperparameters
 
 @hyperparameters
 class MaxConfidence(TemperedLabels):
-    """Partition the transfer set among teachers: the most confident prediction is the target.
+    """Distil the most confident prediction of each transfer sample.
 
     ::
 
@@ -25,10 +25,10 @@ class MaxConfidence(TemperedLabels):
         w_n(i)      = argmax_m W_nm · conf_m(x_i)           itself among the candidates; it wins ties
         target of n = q_w(i)[i]
 
-    The paper transfers between two pretrained models. The student among the candidates prevents forgetting:
-    its own prediction is the target if it is most confident. Here every other client is a teacher, equally
-    (W = 1) or by KnFu's nearness (`beta`). A confidently wrong client teaches its error, so labels help, as
-    does a moderate `beta` if clients have few classes.
+    The paper transfers between two pretrained models. The student is among the candidates, which prevents
+    forgetting: if it is most confident, its own prediction is the target. Here every other client is a
+    teacher, equally (W = 1) or by KnFu's weights (`beta`). A confidently wrong client teaches its error, so
+    labels help, as does a moderate `beta` if clients have few classes.
     """
 
     name: ClassVar[str] = "max_confidence"

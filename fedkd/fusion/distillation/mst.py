@@ -1,4 +1,4 @@
-"""`mst`: specialised teachers, chosen by a gate for each sample (after arXiv 2507.07015)."""
+"""`mst`: specialised teachers, chosen per sample by a gate (after arXiv 2507.07015)."""
 
 from collections.abc import Mapping
 from functools import cached_property
@@ -22,7 +22,7 @@ from fedkd.randomness import numpy_generator
 
 @hyperparameters
 class MST(ServerCost, TemperedLabels):
-    """Choose the nearest teachers of each sample by every client's own gate.
+    """Choose each sample's teachers by every client's own gate.
 
     ::
 
@@ -33,9 +33,9 @@ class MST(ServerCost, TemperedLabels):
     ℓ is a teacher's cross entropy to the label, f its share of first choices among samples. The gate uses the
     client's own prediction alone.
 
-    A gate trained through the distillation loss learns the *laziest* teacher, which is closest to the
-    student. So it is trained on labels, on the server, anew each round. The server sends K: for fixed shares
-    its gradient is that of the weighted sum of losses to the teachers.
+    A gate trained through the distillation loss learns the *laziest* teacher, the one closest to the student.
+    So it is trained on labels, on the server, from scratch each round. The server sends K: for fixed shares
+    its gradient equals that of the weighted sum of losses.
     """
 
     name: ClassVar[str] = "mst"

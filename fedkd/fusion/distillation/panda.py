@@ -1,4 +1,4 @@
-"""`panda`: learn from clients that have moved in the same direction.
+"""`panda`: learn from clients with predictions shifted in the same direction.
 
 After Zhong et al., PanDa, arXiv 2208.10160, where the similarity of two tasks multiplies the distillation
 loss. Here the shift of a client's mean prediction stands for its task.
@@ -33,8 +33,9 @@ class Panda(KnowsStart):
     It is the paper's sum of losses, ``1/N Σ_m s_nm KD(z_n ← q_m)``: a dissimilar client's weight goes to the
     client's own predictions. A factor on the whole loss would have no effect under Adam.
 
-    A client without similar ones keeps to itself, as under KnFu with a large β, but a weight is at most 1/N:
-    among equal clients it is the plain mean. Like KnFu's distance it sees label mixes, not single samples.
+    A client without similar ones learns from itself, as under KnFu with a large β. A weight is at most 1/N,
+    so equal clients get the plain mean. Like KnFu's distance, the similarity compares label mixes, not single
+    samples.
     """
 
     name: ClassVar[str] = "panda"
@@ -58,7 +59,7 @@ class Panda(KnowsStart):
 
 
 def similarity_weights(cosine: np.ndarray) -> np.ndarray:
-    """Return ``max(0, cos_nm) / N`` for two clients and the rest to 1 for oneself, `[N, N]`."""
+    """Return ``max(0, cos_nm) / N`` for other clients, and the rest to 1 on the diagonal, `[N, N]`."""
     clients = len(cosine)
     weights = np.maximum(cosine, 0.0) / clients
     np.fill_diagonal(weights, 0.0)

@@ -1,4 +1,4 @@
-"""Soft labels of a few bits a class, and their differences, for a small downlink."""
+"""Soft labels of a few bits per class, and their differences, for a small downlink."""
 
 from typing import NamedTuple
 
@@ -53,7 +53,7 @@ def renew(old: Version | None, steps: np.ndarray, round: int) -> Version:
 
 
 def difference(version: Version, told: int, bits: int) -> dict[str, np.ndarray]:
-    """Return the labels that changed since the round `told`; 0: all of them.
+    """Return the labels changed since the round `told`; 0: all labels.
 
     They are `changed`, a bit for each label; `labels`, `bits` for each class of those; and `shape`.
     """

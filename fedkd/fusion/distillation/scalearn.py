@@ -1,4 +1,4 @@
-"""`scalearn`: learn each client's weights of all others from a few labels.
+"""`scalearn`: learn each client's weights for all others from a few labels.
 
 After Frohmann et al., "ScaLearn: Simple and Highly Parameter-Efficient Task Transfer by Learning to Scale",
 arXiv 2310.01217.
@@ -24,7 +24,7 @@ from fedkd.randomness import numpy_generator
 
 @hyperparameters
 class ScaLearn(ServerCost, TemperedLabels):
-    """Add up clients' logits, scaled by factors learned for each receiver.
+    """Sum clients' logits with factors learned for each receiver.
 
     ::
 
@@ -33,8 +33,8 @@ class ScaLearn(ServerCost, TemperedLabels):
         L(ω_n) = Σ_i v_n(i) CE(Σ_m ω_nm z_m[i], y_i) / Σ_i v_n(i) + λ ‖ω_n − start‖²
         ω      : the best of 100 full-batch steps of Adam, over labelled transfer samples
 
-    Factors need not sum to 1 nor be positive, so they sharpen and soften as well as choose. Without steps it
-    is KnFu in logits; a client alone learns its temperature. With few labels λ keeps ω near KnFu's weights.
+    Factors may have any sign and sum, so they can sharpen and soften targets. Without steps it is KnFu in
+    logits; a single client learns its temperature. With few labels λ keeps ω near KnFu's weights.
     """
 
     name: ClassVar[str] = "scalearn"
@@ -68,7 +68,7 @@ class ScaLearn(ServerCost, TemperedLabels):
         return once * (extent.samples + 2 * (self.steps + 1) * labelled)
 
     def fuse(self, knowledge: Knowledge, memory: Mapping[str, np.ndarray]) -> Guidance:
-        """Return K `[N, M, C]`; the weights `[N, N]` are the factors' shares of their amount."""
+        """Return K `[N, M, C]`; the weights `[N, N]` are the factors' relative sizes."""
         assert knowledge.logits is not None and knowledge.labels is not None
         z = finite_logits(knowledge.logits).astype(np.float64)
         z -= z.mean(axis=-1, keepdims=True)  # a constant over classes has no effect

@@ -19,7 +19,7 @@ from fedkd.randomness import numpy_generator
 
 @hyperparameters
 class Scarlet(SoftLabels):
-    """Request samples without a recent label; sharpen the mean by a power; learn it by cross entropy.
+    """Request samples without a recent label; distil the sharpened mean by cross entropy.
 
     ::
 
@@ -28,8 +28,8 @@ class Scarlet(SoftLabels):
         y[i] = mean^b / Σ mean^b,  mean = mean_n softmax(z_n(x_i))        for i in R_t; kept by the server
         client n receives the labels of S_t that it lacks, keeps them, and learns all of S_t
 
-    Absent clients lack labels, or hold old ones. The server stores the round of each client's label of each
-    sample, and sends the missing ones alone. So every participant of a round learns the same labels.
+    Absent clients lack labels, or have old ones. The server stores the round of each client's label of each
+    sample, and sends only missing labels. So all participants of a round learn the same labels.
     """
 
     name: ClassVar[str] = "scarlet"
@@ -107,7 +107,7 @@ class Scarlet(SoftLabels):
         """Add new labels to the client's, and learn the round's samples from them."""
         wanted, classes = guidance["wanted"], client.classes
         labels = client.memory.get("labels", np.empty((0, classes), dtype=np.float32))
-        # Missing labels are NaN: learning them by mistake fails at once.
+        # Missing labels are NaN, so that their use fails at once.
         labels = enlarge(labels, (int(wanted.max()) + 1, classes), fill=np.nan)
         labels[guidance["new_samples"]] = guidance["new_labels"]
         client.memory["labels"] = labels

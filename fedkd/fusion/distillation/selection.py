@@ -23,6 +23,6 @@ def draw_samples(size: int, count: int | None, generator: np.random.Generator) -
 
 
 def varies_requests(strategy: FusionStrategy, transfer_size: int, generator: np.random.Generator) -> bool:
-    """Return whether rounds ask for different transfer samples, which older predictions lack."""
+    """Return whether requests vary by round, so that older predictions do not fit."""
     varies = strategy.capabilities.requests_vary
     return varies or strategy.request(transfer_size, {}, generator) is not None

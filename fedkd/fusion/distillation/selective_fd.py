@@ -1,4 +1,4 @@
-"""Selective-FD: clients send predictions of known samples, the server clear ones.
+"""Selective-FD: clients select familiar samples, the server unambiguous ones.
 
 Shao, Wu and Zhang, Nature Communications 15, 349, 2024, arXiv 2304.01731.
 """
@@ -18,7 +18,7 @@ from fedkd.plugins import hyperparameters
 
 @hyperparameters
 class SelectiveFD(SoftLabels):
-    """Average each sample over the clients that know it; drop ambiguous ones.
+    """Average each sample over clients that are familiar with it; drop ambiguous samples.
 
     ::
 
@@ -26,9 +26,9 @@ class SelectiveFD(SoftLabels):
         q̄_i  = mean over {n : i ∈ S_n} of softmax(z_n(x_i))
         keep i where ‖q̄_i − one-hot(q̄_i)‖₁ ≤ ambiguity  the server's selector
 
-    A skewed client is sure of its few classes on any image, so it counts only if the sample resembles its own
-    data. The paper's clients estimate a density ratio by kernels on raw inputs. Here the model judges: a
-    score of its logits against a quantile of that score on its training samples.
+    A skewed client predicts its few classes with confidence on any image, so it counts only for samples like
+    its own data. The paper's clients estimate a density ratio by kernels on raw inputs. Here a score of the
+    logits is compared with its quantile on the training samples.
     """
 
     name: ClassVar[str] = "selective_fd"
@@ -59,18 +59,18 @@ class SelectiveFD(SoftLabels):
     half for one class, 2 keeps all. Lower it for fewer and cleaner targets; raise it for young models."""
 
     def upload(self, client: ClientView) -> dict[str, np.ndarray]:
-        """Return the known samples' indices, `samples` `[K]` int32, and logits, `sample_logits` `[K, C]`."""
+        """Return familiar samples' indices, `samples` `[K]` int32, and `sample_logits` `[K, C]`."""
         logits, score = client.logits(), FAMILIARITY[self.selector]
         least = self.threshold
         if least is None:
             own = score(client.private_logits())
-            # Without samples of its own a client knows none: comparisons with NaN are false.
+            # A client without own samples sends none: comparisons with NaN are false.
             least = np.quantile(own, self.quantile) if len(own) else np.nan
         samples = np.flatnonzero(score(logits) >= least).astype(np.int32)
         return {"samples": samples, "sample_logits": logits[samples]}
 
     def fuse(self, knowledge: Knowledge, memory: Mapping[str, np.ndarray]) -> Guidance:
-        """Return probabilities `[K, C]` of the `samples` `[K]` that are known and clear."""
+        """Return probabilities `[K, C]` of the familiar and unambiguous `samples` `[K]`."""
         samples, logits = knowledge.payload["samples"], knowledge.payload["sample_logits"]
         size = max((int(indices[-1]) + 1 for indices in samples if len(indices)), default=0)
         votes, total = np.zeros(size), np.zeros((size, logits[0].shape[-1]))

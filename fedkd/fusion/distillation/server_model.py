@@ -1,4 +1,4 @@
-"""A model on the server, kept in the strategy's memory, which may teach the clients."""
+"""A server model in the strategy's memory, which may teach the clients."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 
 
 def own_network(server: ServerModels, make: Callable[[], nn.Module], memory: Arrays) -> nn.Module:
-    """Return a network of the strategy, on the CPU, with the packed weights of `memory` if any.
+    """Return a network of the strategy on the CPU, with the packed weights of `memory` if any.
 
-    Only torch's draws of `make` may differ from call to call; `server` seeds them.
+    Only torch's draws in `make` may vary between calls; `server` seeds them.
     """
     from fedkd.randomness import seeded_torch
     from fedkd.training import load_weights, weights_of
@@ -67,7 +67,7 @@ class ServerNetwork(ServerCost):
 
 @hyperparameters
 class ServerStudent(ServerModel, FusionStrategy):
-    """Base of strategies whose server trains a model of its own on the transfer set."""
+    """Base of strategies with a server model trained on the transfer set."""
 
     server_model: str | None = None
     """The server's model: a zoo name or `"pkg.mod:factory"`; absent: none. It smooths votes, and may be
@@ -107,7 +107,7 @@ class ServerStudent(ServerModel, FusionStrategy):
 
 @hyperparameters
 class ServerTeacher(ServerStudent, TeacherLogits):
-    """Base of strategies whose clients learn the logits of the server's model on the transfer set."""
+    """Base of strategies whose clients distil a server model's logits."""
 
     capabilities: ClassVar[Capabilities] = Capabilities(needs={"server"})
 

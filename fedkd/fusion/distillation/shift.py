@@ -26,7 +26,7 @@ def shifts(logits: np.ndarray, start: np.ndarray) -> np.ndarray:
 
     z are present logits `[N, M, C]`; `start` is the mean of softmax r before any training, `[N, C]`.
     """
-    # Values that cannot be probabilities must not count by their size.
+    # Invalid probabilities must not dominate by their size.
     return mean_prediction(logits).astype(np.float64) - np.clip(start.astype(np.float64), 0.0, 1.0)
 
 
@@ -35,14 +35,14 @@ def shift_cosine(shift: np.ndarray) -> np.ndarray:
     length = np.sqrt((shift**2).sum(axis=1))
     still = length < STILL
     unit = np.divide(shift, length[:, None], out=np.zeros_like(shift), where=~still[:, None])
-    # Client by client: a product of matrices may round two equal columns differently.
+    # Client by client: a matrix product may round equal columns differently.
     cosine = np.stack([(unit * row).sum(axis=1) for row in unit])
     np.fill_diagonal(cosine, 1.0)
     return np.where(np.outer(still, still), 1.0, np.clip(cosine, -1.0, 1.0))
 
 
 class KnowsStart(LocalObjective, TemperedLabels):
-    """Base of strategies whose clients also send their mean prediction before any training, C numbers."""
+    """Base of strategies whose clients also send their mean prediction before any training."""
 
     @cached_property
     def capabilities(self) -> Capabilities:

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 class SoftLabels(FusionStrategy):
-    """Base of strategies whose clients learn soft labels by cross entropy."""
+    """Base of strategies whose clients distil soft labels by cross entropy."""
 
     recordable: ClassVar[bool] = True
 
@@ -25,7 +25,7 @@ class SoftLabels(FusionStrategy):
 
 
 class TemperedLabels(FusionStrategy):
-    """Base of strategies whose targets are probabilities at temperature T already, learned by KL at T."""
+    """Base of strategies with targets as probabilities at temperature T, distilled by KL at T."""
 
     recordable: ClassVar[bool] = True
 
@@ -38,12 +38,12 @@ class TemperedLabels(FusionStrategy):
         return kd_kl(student_logits, targets, self.temperature)
 
     def probabilities(self, targets: np.ndarray) -> np.ndarray:
-        """Return targets at temperature 1, the predictions of a client that follows them exactly."""
+        """Return targets at temperature 1: the predictions of a perfect student."""
         return targets if self.temperature == 1 else power(targets, self.temperature)
 
 
 class TeacherLogits(FusionStrategy):
-    """Base of strategies whose targets are logits, learned by KL at temperature T."""
+    """Base of strategies with targets as logits, distilled by KL at temperature T."""
 
     recordable: ClassVar[bool] = True
 
@@ -75,6 +75,6 @@ def entropy_reduction(mean: np.ndarray, temperature: float) -> np.ndarray:
 
 
 def power(mean: np.ndarray, exponent: float) -> np.ndarray:
-    """Return ``mean^b / Σ mean^b``, the enhanced ERA of SCARLET, `[M, C]`; b > 1 lowers the entropy."""
+    """Return ``mean^b / Σ mean^b``, SCARLET's enhanced ERA, `[M, C]`; b > 1 lowers the entropy."""
     raised = (mean / mean.max(axis=-1, keepdims=True)) ** exponent  # the largest is 1: no row vanishes
     return raised / raised.sum(axis=-1, keepdims=True)

@@ -1,4 +1,4 @@
-"""Predictors of each client's gain from others, and their quality.
+"""Predictors of each client's gain from other clients, and their quality.
 
 After PANDA (Zhong et al., arXiv 2208.10160), which predicts the useful source by a similarity.
 """
@@ -22,7 +22,7 @@ def nearness(q: np.ndarray) -> np.ndarray:
 
 
 def agreement(q: np.ndarray) -> np.ndarray:
-    """Return the share of samples on which both predict one class, `[N, N]`, of `[N, M, C]`, M ≥ 1."""
+    """Return the share of samples with equal predicted classes, `[N, N]`, of `[N, M, C]`, M ≥ 1."""
     answer = q.argmax(axis=-1)
     return np.stack([(answer == own).mean(axis=1) for own in answer])
 
@@ -70,7 +70,7 @@ def rank_correlation(guess: np.ndarray, gain: np.ndarray) -> np.ndarray:
 
 
 def best_sender_hits(guess: np.ndarray, gain: np.ndarray) -> np.ndarray:
-    """Return whether each receiver's guessed best sender is right, `[N]`; NaN without senders.
+    """Return whether each receiver's best sender is guessed correctly, `[N]`; NaN without senders.
 
     A fraction if several have the same guess.
     """

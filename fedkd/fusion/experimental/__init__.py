@@ -1,1 +1,1 @@
-"""Strategies without a gain over local training or the plain mean in our benches, or without a paper."""
+"""Strategies without a gain in our benches over local training or the mean, or without a paper."""

@@ -1,4 +1,4 @@
-"""`comd`: competitive distillation; on each sample better clients teach worse ones (arXiv 2311.08213)."""
+"""`comd`: competitive distillation; better clients teach worse ones on each sample (arXiv 2311.08213)."""
 
 from collections.abc import Mapping
 from functools import cached_property
@@ -21,23 +21,23 @@ DRAWN = "comd/drawn"
 
 @hyperparameters
 class CoMD(TemperedLabels):
-    """Give every sample its own teachers: the clients that are better on it than the learner.
+    """Distil each sample from the clients that predict it better.
 
     ::
 
         ℓ_m(i)   = cross entropy of q_m[i] to the label, or to the mean of all others' predictions
-        T_n(i)   = {m : ℓ_m(i) < ℓ_n(i) − δ}              who beats n on sample i
-        K_n[i]   = mean of q_m[i] over T_n(i); q_n[i] where nobody beats n
+        T_n(i)   = {m : ℓ_m(i) < ℓ_n(i) − δ}              better than n on sample i
+        K_n[i]   = mean of q_m[i] over T_n(i); q_n[i] without any
         P_n(i)   = u/M + (1 − u) g_i / Σ g,  g_i = KL(K_n[i] ‖ q_n[i])
         learned: M samples drawn by P_n, `KL` at temperature T
 
-    A small model that knows a class teaches a large one that does not, and learns elsewhere. The best client
-    of a sample learns its own prediction. Samples on which a client lags are drawn more often, in one pass as
-    long as the transfer set; with `uniform = 1` each comes once.
+    A small model with a class teaches it to a large one without, and learns other classes. The best client of
+    a sample learns its own prediction. Samples on which a client lags are drawn more often, in one pass as
+    long as the transfer set; with `uniform = 1` each is drawn once.
 
     A public code chooses the teacher by the mean loss of a batch, nearly always the same model; here each
-    sample decides. Without labels the outlier loses: if most clients are wrong alike, they teach the one that
-    is right.
+    sample decides. Without labels the outlier loses: if most clients make the same error, they teach it to
+    the one that is right.
     """
 
     name: ClassVar[str] = "comd"

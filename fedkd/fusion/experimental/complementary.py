@@ -1,6 +1,6 @@
-"""`complementary`: learn from clients that are right where the learner is wrong.
+"""`complementary`: learn from clients that are right where the receiver is wrong.
 
-The paper (arXiv 2310.17653) finds such knowledge between any two models; choosing clients by it is fedkd's.
+The paper (arXiv 2310.17653) finds such knowledge between any two models; fedkd chooses clients by it.
 """
 
 from collections.abc import Mapping
@@ -21,7 +21,7 @@ from fedkd.plugins import hyperparameters
 
 @hyperparameters
 class Complementary(TemperedLabels):
-    """Average a client's predictions with those of the few most complementary clients.
+    """Average a client's predictions with those of its most complementary clients.
 
     ::
 
@@ -29,9 +29,9 @@ class Complementary(TemperedLabels):
         T_n    = the 3 others of largest ρ⁺_nm > 0, and n itself
         K_n[i] = mean of q_m[i] over T_n
 
-    KnFu chooses similar clients, this strategy dissimilar ones. A weak client complements a strong one too:
-    both ρ⁺ are usually above 0. Without labels m counts as right if the two disagree and it is more
-    confident, so a confident error counts too.
+    KnFu chooses similar clients, this strategy dissimilar ones. Weak clients complement strong ones too:
+    usually both ρ⁺ are above 0. Without labels m counts as right if the two disagree and m is more confident,
+    so confident errors count too.
     """
 
     name: ClassVar[str] = "complementary"
@@ -52,7 +52,7 @@ class Complementary(TemperedLabels):
         )
 
     def fuse(self, knowledge: Knowledge, memory: Mapping[str, np.ndarray]) -> Guidance:
-        """Return K `[N, M, C]`, personal, and the weights `[N, N]` that made it."""
+        """Return personal K `[N, M, C]` and its weights `[N, N]`."""
         assert knowledge.logits is not None
         said = knowledge.logits.argmax(axis=-1)
         if self.judge == "labels":

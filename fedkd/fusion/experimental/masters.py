@@ -1,7 +1,7 @@
-"""`masters`: weak teachers before strong ones; each sample's nearest in the majority.
+"""`masters`: weak teachers before strong ones; each sample's nearest teacher in the majority.
 
-After curricula of masked teachers, of which no publication was found. There small weights of one teacher are
-left out and restored in the course of training; here weak clients come first.
+After curricula of masked teachers, without a known publication. There one teacher's small weights are masked
+and restored during training; here weak clients come first.
 """
 
 from collections.abc import Mapping
@@ -24,7 +24,7 @@ ACCURACY = "accuracy"
 
 @hyperparameters
 class Masters(TemperedLabels):
-    """Admit stronger teachers over rounds; take each sample's nearest among them.
+    """Admit stronger teachers over rounds; distil each sample's nearest one.
 
     ::
 
@@ -33,9 +33,8 @@ class Masters(TemperedLabels):
         j_n(i) = argmax_j [argmax q_j[i] = ȳ_i] − λ KL(q_j[i] ‖ q_n[i])     heard, and not n itself
         K_n[i] = q_j[i] for this j;  q_n[i] where only n is heard
 
-    A client's strength is its own report: its accuracy on own samples that it keeps apart, which poisoned
-    clients may forge. With `held_out_share = 0` it is the mean confidence of its predictions, and nothing is
-    kept apart or sent.
+    Clients report their strength: the accuracy on held-out own samples, which poisoned clients may forge.
+    With `held_out_share = 0` it is the mean confidence of predictions, without held-out samples or reports.
     """
 
     name: ClassVar[str] = "masters"

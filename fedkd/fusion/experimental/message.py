@@ -1,4 +1,4 @@
-"""Message: clients ask about unsure samples, and the best client answers in four bytes."""
+"""Message: clients ask about uncertain samples, and the best client answers in four bytes."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ QUESTIONS, ANSWERED = "questions", "answered"
 
 @hyperparameters
 class Message(SoftLabels):
-    """Send the two classes in doubt, and learn the answer of clients that know them.
+    """Ask about the two classes in doubt, and distil the best client's answer.
 
     ::
 
@@ -34,10 +34,10 @@ class Message(SoftLabels):
         teacher of n = argmax over m ≠ n of max over the question's two classes c of p_m[c] q_m[i, c]
         loss         = cross entropy to the teacher's q_m[i], on the samples that n asked about
 
-    Answers come a round after the question, so the first round teaches nothing. A client sends a bit for
-    each transfer sample, two bytes for each question and four bytes for each sample that anybody asked
-    about. It receives two bits for each transfer sample and four bytes for each question. Above 256 classes,
-    each takes a byte more. With ten classes the logits of `knfu` are 40 bytes a sample each way.
+    Answers come a round after the question, so the first round teaches nothing. A client sends a bit per
+    transfer sample, two bytes per own question and four bytes per sample with a question. It receives two
+    bits per transfer sample and four bytes per question. Above 256 classes, each class takes a byte more.
+    With ten classes the logits of `knfu` are 40 bytes per sample each way.
     """
 
     name: ClassVar[str] = "message"
@@ -55,7 +55,7 @@ class Message(SoftLabels):
         guides="each",
         upload_changes=True,
         requires_sync="has clients answer what was asked in the round before",
-        reach="every client: what is asked; and who asked in the round before, its answers",
+        reach="every client: the questions; clients that asked in the round before: the answers",
     )
     paper: ClassVar[str] = (
         "after Wang et al., Talking Models: Distill Pre-trained Knowledge to Downstream Models via"
@@ -74,7 +74,7 @@ class Message(SoftLabels):
         2]`. `about` `[2]` is the number of classes and a checksum of the answered questions.
         """
         logits = client.logits()
-        if np.isnan(logits).any():  # the arrays that are sent would not show it
+        if np.isnan(logits).any():  # the sent arrays would hide it
             raise TrainingDiverged("predictions are not numbers (NaN); a lower training.lr may help")
         q = softmax(logits)
         questions = client.memory.get(QUESTIONS, _bits(np.empty(0, dtype=np.int64), len(q)))
@@ -165,7 +165,7 @@ class Message(SoftLabels):
 
 
 class _Heard(NamedTuple):
-    """Answers of clients `[A]` to the questions about samples `[R]`; the score `[A, R, C]` is p_m q_m."""
+    """Answers of clients `[A]` about samples `[R]`; the score `[A, R, C]` is p_m q_m."""
 
     teachers: np.ndarray
     answers: Answers

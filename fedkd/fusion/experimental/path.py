@@ -1,7 +1,7 @@
-"""`path`: each client's own router sends every transfer sample to the neighbours that know it.
+"""`path`: each client's router sends every transfer sample to suitable neighbours.
 
-After Path-PKT, of which no publication was found: a softmax over a few models of other tasks routes each
-sample, with a balance loss and a z-loss. The training of the router without a task loss is ours.
+After Path-PKT, without a known publication: a softmax over a few models of other tasks routes each sample,
+with a balance loss and a z-loss. The training of the router without a task loss is fedkd's.
 """
 
 import dataclasses
@@ -28,7 +28,7 @@ LEAST = 1e-150
 
 @hyperparameters
 class Path(ServerCost, KnowsStart):
-    """Route every sample among the neighbours of a receiver, by what it says of the sample itself.
+    """Route every sample among a receiver's neighbours by the receiver's prediction.
 
     ::
 
@@ -38,12 +38,12 @@ class Path(ServerCost, KnowsStart):
         L(A_n)  = −mean_i Σ_c t_ic log Σ_m g_nm(i) q_m[i, c]
                   + balance · N Σ_m f_m mean_i g_nm(i) + z_loss · mean_i (log Σ_m exp s_nm(i))²
 
-    t is the class experts' answer (see `experts`), or the true label; f the share of samples whose highest
-    score is m's. With `steps = 0` the guess alone chooses, the same for all samples: with `"distance"` and
-    all neighbours that is KnFu. Guesses are the predictors of the transferability map.
+    t is the class experts' target (see `experts`), or the true label; f the share of samples with m's score
+    highest. With `steps = 0` the guess alone decides, equally for all samples; with `"distance"` and all
+    neighbours that is KnFu. Guesses are the predictors of the transferability map.
 
-    The gate learns from the whole transfer set at once: over single samples the balance loss would punish
-    every choice.
+    The gate learns from the whole transfer set at once, since on single samples the balance loss would
+    penalise every choice.
     """
 
     name: ClassVar[str] = "path"
@@ -109,7 +109,7 @@ class Path(ServerCost, KnowsStart):
         return np.zeros((len(q), len(q))) if self.guess == "none" else UNLABELLED[self.guess](q)
 
     def _wanted(self, q: np.ndarray, labels: np.ndarray | None) -> np.ndarray:
-        """Return the answers that gates are trained on, `[M, C]`."""
+        """Return the training targets of gates, `[M, C]`."""
         if self.supervision == "labels":
             assert labels is not None
             return np.eye(q.shape[-1])[labels]
@@ -142,13 +142,13 @@ class Router:
         """Return the loss of a router A and its gradient in A, `[F, N]`.
 
         Features are `[M, F]`, the senders' probabilities q `[N, M, C]`, the right answers `[M, C]`. The kept
-        and the most used senders are constants in it, as always in mixtures of experts.
+        and the most used senders are constants, as usual in mixtures of experts.
         """
         scores = self.begin + features @ learned
         gate = self._gate_of(scores)
         samples, senders = gate.shape
         by_sample = np.ascontiguousarray(q.transpose(1, 0, 2))
-        # No teacher gives the label any probability: the blame is equal.
+        # No teacher gives the label any probability: equal gradients.
         mix = np.maximum((gate[:, None, :] @ by_sample)[:, 0], LEAST)
         asked, top = first_choices(scores), scores.max(axis=1)
         log_sum = top + np.log(np.exp(scores - top[:, None]).sum(axis=1))

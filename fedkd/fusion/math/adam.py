@@ -1,4 +1,4 @@
-"""Adam in NumPy, for a server's few learned numbers."""
+"""Adam in NumPy, for a few parameters on the server."""
 
 from collections.abc import Sequence
 

@@ -1,4 +1,4 @@
-"""Memory of clients that do not all take part in every round."""
+"""Memory of all clients under partial participation."""
 
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
@@ -22,7 +22,7 @@ def enrol(memory: Mapping[str, np.ndarray], clients: Sequence[int]) -> Roster:
 
 
 def enlarge(array: np.ndarray, shape: tuple[int, ...], fill: float = 0) -> np.ndarray:
-    """Return a copy of at least this shape, the new part filled with `fill`."""
+    """Return a copy enlarged to at least this shape, filled with `fill`."""
     shape = tuple(max(pair) for pair in zip(array.shape, shape, strict=True))
     copy = np.full(shape, fill, dtype=array.dtype)
     copy[tuple(slice(length) for length in array.shape)] = array

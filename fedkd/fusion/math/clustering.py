@@ -11,7 +11,7 @@ def cluster(points: np.ndarray, clusters: int, *, max_iterations: int = 100) -> 
     """
     # By a power of two, which is exact: squares of the largest floats overflow.
     scaled = np.ldexp(points, -np.frexp(np.abs(points).max(initial=0.0))[1])
-    centred = scaled - scaled.mean(axis=0)  # smaller numbers: less lost in differences of squares
+    centred = scaled - scaled.mean(axis=0)  # smaller numbers: less cancellation in differences of squares
     centres = centred[_farthest_points(centred, clusters)]
     group = np.full(len(points), -1)
     for _ in range(max_iterations):
@@ -19,7 +19,7 @@ def cluster(points: np.ndarray, clusters: int, *, max_iterations: int = 100) -> 
         if (nearest == group).all():
             break
         group = nearest
-        occupied = np.unique(group)  # a centre that lost all its points is given up
+        occupied = np.unique(group)  # a centre without points is dropped
         group = np.searchsorted(occupied, group)
         centres = _membership(group).astype(points.dtype) @ centred
     return _membership(group)

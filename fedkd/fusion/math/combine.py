@@ -6,9 +6,9 @@ import numpy as np
 def combine(weights: np.ndarray, predictions: np.ndarray, expertise: np.ndarray | None = None) -> np.ndarray:
     """Return ``K_n[i] = Σ_m W[n, m] · q_m[i]`` as one matrix product, `[N, M, C]` float32.
 
-    With `expertise` a sender counts, class by class, by its knowledge of that class:
-    ``K_n[i, c] ∝ Σ_m W[n, m] e_m[c] q_m[i, c] / Σ_k W[n, k] e_k[c]``, with rows renormalised. Weights are
-    `[N, N]`, predictions `[N, M, C]` float32, and expertise, the positive share of each class, `[N, C]`.
+    With `expertise` a sender's weight depends on its share of the class: ``K_n[i, c] ∝ Σ_m W[n, m] e_m[c]
+    q_m[i, c] / Σ_k W[n, k] e_k[c]``, with rows renormalised. Weights are `[N, N]`, predictions `[N, M, C]`
+    float32, and expertise, the positive share of each class, `[N, C]`.
     """
     clients, samples, classes = predictions.shape
     if expertise is not None:

@@ -1,4 +1,4 @@
-"""Class distributions `p_n`: the server's estimate of a client's knowledge."""
+"""Class distributions `p_n`: the server's estimate of each client's classes."""
 
 from collections.abc import Mapping, Sequence
 

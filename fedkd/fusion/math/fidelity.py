@@ -1,4 +1,4 @@
-"""Fidelity of a client to its guidance, and its effect on predictions.
+"""Fidelity of a client to its targets, and the effect of fusion on predictions.
 
 Accuracy can rise while agreement with the teacher falls: S. Stanton et al., "Does Knowledge Distillation
 Really Work?", NeurIPS 2021, arXiv 2106.05945, and arXiv 2505.15442.
@@ -28,7 +28,7 @@ def agreement(logits: np.ndarray, guidance: np.ndarray) -> float:
 def mean_kl_divergence(logits: np.ndarray, guidance: np.ndarray) -> float:
     """Return ``mean_i KL(guidance_i ‖ softmax(z_i))`` of `[M, C]` in nats, ≥ 0; nan without samples.
 
-    It stays finite, because no probability is formed of the logits. Zeros of the guidance add nothing.
+    It stays finite, because it uses log-probabilities of the logits. Zeros of the guidance add nothing.
     """
     if len(logits) == 0:
         return float("nan")

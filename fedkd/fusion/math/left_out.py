@@ -8,15 +8,14 @@ MOST_TERMS = 30_000_000
 
 
 def leave_one_out_shift(weights: np.ndarray, mixed: np.ndarray) -> np.ndarray:
-    """Return how far guidance moves when a sender is left out and the others share its weight, `[N, N]`.
+    """Return the shift of targets when a sender is left out and the others share its weight, `[N, N]`.
 
     The mean total variation between ``K_n = Σ_m W_nm q_m`` and the same mix without sender m::
 
         W_nm / (1 − W_nm) · mean_i ½ Σ_c |q_m[i, c] − K_n[i, c]|
 
-    It lies in [0, 1], and is NaN for the only sender. Unlike the weight it tells an original sender from one
-    that repeats the others. Weights `[N, N]` have the receiver first; `mixed` are the probabilities `[N, M,
-    C]`.
+    It is in [0, 1], and NaN for a single sender. Unlike the weight, it is small for a sender that repeats the
+    others. Weights `[N, N]` have the receiver first; `mixed` are the probabilities `[N, M, C]`.
     """
     clients, samples = len(weights), mixed.shape[1]
     flat = mixed.reshape(clients, -1).astype(np.float32)
@@ -32,5 +31,5 @@ def leave_one_out_shift(weights: np.ndarray, mixed: np.ndarray) -> np.ndarray:
 
 
 def leave_one_out_is_cheap(mixed: np.ndarray) -> bool:
-    """Return whether `leave_one_out_shift` of so many clients and samples is computed in passing."""
+    """Return whether `leave_one_out_shift` is cheap enough to compute in every round."""
     return len(mixed) <= MOST_CLIENTS and len(mixed) * mixed.size <= MOST_TERMS

@@ -1,4 +1,4 @@
-"""From distances to weights: a receiver's neighbours and their shares."""
+"""Weights of a receiver's neighbours from distances."""
 
 from __future__ import annotations
 
@@ -74,8 +74,8 @@ def matched_beta(
     """Return the β of each receiver at which its effective neighbours are `perplexity` ≥ 1, `[N, 1]`.
 
     The number falls with β, so bisection of log β finds it, as t-SNE finds its widths (van der Maaten and
-    Hinton 2008). A receiver with fewer at β = 0 weighs all equally; one with more at every β has the largest.
-    The other arguments are those of `effectiveness`.
+    Hinton 2008). A receiver with fewer neighbours at β = 0 weighs all equally; one with more at every β gets
+    the largest β. The other arguments are those of `effectiveness`.
     """
 
     def neighbours(beta: np.ndarray) -> np.ndarray:
@@ -93,8 +93,7 @@ def matched_beta(
 def log_prior(knowledge: Knowledge, decay: float | None, *, by_size: bool = False) -> np.ndarray:
     """Return the logarithm of ``samples · ρ^age · s``, `[N]`; factors that are None are left out.
 
-    Samples count with `by_size`, those of a client without any as one; ρ is `decay` in (0, 1], s is the
-    freshness.
+    Numbers of samples count with `by_size`, at least 1 each; ρ is `decay` in (0, 1], s is the freshness.
     """
     prior = np.zeros(len(knowledge.clients))
     if by_size:
@@ -132,6 +131,6 @@ def within(d: np.ndarray, threshold: float, kind: str) -> np.ndarray:
 
 
 def effective_neighbours(weights: np.ndarray) -> np.ndarray:
-    """Return ``exp(H(W_n))``, `[N]`, from 1 (listens to one client) to N (listens to all alike)."""
+    """Return ``exp(H(W_n))``, `[N]`, from 1 (a single sender) to N (equal weights of all)."""
     logs = np.log(weights, out=np.zeros_like(weights), where=weights > 0)
     return np.exp(-(weights * logs).sum(axis=1))

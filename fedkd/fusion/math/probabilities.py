@@ -6,7 +6,7 @@ import numpy as np
 def finite_logits(logits: np.ndarray) -> np.ndarray:
     """Return a float32 copy in which infinities are large numbers.
 
-    A float16 upload overflows to infinity above 65504; taken as that bound, it still says which class won.
+    A float16 upload overflows to infinity above 65504; that bound preserves the largest class.
     """
     bound = 65504.0 if logits.dtype == np.float16 else 1e30
     copy = logits.astype(np.float32)
@@ -14,10 +14,10 @@ def finite_logits(logits: np.ndarray) -> np.ndarray:
 
 
 def softmax(logits: np.ndarray, temperature: float = 1.0) -> np.ndarray:
-    """Return ``softmax(logits / temperature)`` over the last axis, in float32 whatever came in."""
+    """Return ``softmax(logits / temperature)`` over the last axis in float32."""
     q = finite_logits(logits)
     q -= q.max(axis=-1, keepdims=True)
-    with np.errstate(over="ignore"):  # a tiny temperature sends the losers to -inf, hence to 0
+    with np.errstate(over="ignore"):  # a tiny temperature sends other classes to -inf, hence to 0
         q /= temperature
     np.exp(q, out=q)
     q /= q.sum(axis=-1, keepdims=True)
@@ -27,7 +27,7 @@ def softmax(logits: np.ndarray, temperature: float = 1.0) -> np.ndarray:
 def log_softmax(logits: np.ndarray) -> np.ndarray:
     """Return ``log softmax(logits)`` over the last axis, in float64 and always finite.
 
-    float64 logits must be finite; infinities of others are taken for large numbers.
+    float64 logits must be finite; infinities of other types count as large numbers.
     """
     z = (logits if logits.dtype == np.float64 else finite_logits(logits)).astype(np.float64)
     z -= z.max(axis=-1, keepdims=True)

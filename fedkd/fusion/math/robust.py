@@ -1,9 +1,9 @@
-"""Robust means, which a minority cannot move far: `[N, M, C]` to `[M, C]` by sample."""
+"""Robust means per sample, from `[N, M, C]` to `[M, C]`, which a minority cannot move far."""
 
 import numpy as np
 
 _BLOCK = 1_000_000  # elements of a float64 block: 8 MB, so that one stays in cache
-_COINCIDE = 1e-12  # closer to a client than this is at it
+_COINCIDE = 1e-12  # a smaller distance to a client counts as 0
 _NO_SPREAD = 1e-12  # variances below this are rounding of float32 probabilities
 _EQUAL = 1e-4  # variances that differ by less than this share have no order: rounding would choose one
 _GONE = 1e-3  # clients below this share of the largest weight are out, ties included
@@ -12,7 +12,7 @@ _GONE = 1e-3  # clients below this share of the largest weight are out, ties inc
 def median(points: np.ndarray) -> np.ndarray:
     """Return the median over clients of every coordinate, `[M, C]`.
 
-    It lies between the honest clients' extremes as long as they are the majority.
+    It is within the honest clients' range while they are the majority.
     """
     return np.median(np.ascontiguousarray(np.moveaxis(points, 0, -1)), axis=-1)
 
@@ -20,7 +20,7 @@ def median(points: np.ndarray) -> np.ndarray:
 def trimmed_mean(points: np.ndarray, trim: float) -> np.ndarray:
     """Return the mean of every coordinate without its ``⌊trim · N⌋`` lowest and highest values, `[M, C]`.
 
-    It lies between the honest clients' extremes as long as at most ``⌊trim · N⌋`` clients are not; trim < ½.
+    It is within the honest clients' range if at most ``⌊trim · N⌋`` clients are poisoned; trim < ½.
     """
     clients = len(points)
     cut = int(trim * clients + 1e-9)  # 0.29 · 100 is a hair below 29
@@ -31,11 +31,11 @@ def trimmed_mean(points: np.ndarray, trim: float) -> np.ndarray:
 
 
 def geometric_median(points: np.ndarray, *, tolerance: float, max_iterations: int) -> np.ndarray:
-    """Return for every sample the point with the least sum of distances to all clients, `[M, C]` float64.
+    """Return each sample's point of least summed distance to all clients, `[M, C]` float64.
 
-    Weiszfeld's iteration ``y ← Σ x_n / ‖x_n − y‖ / Σ 1 / ‖x_n − y‖`` from the mean, as amended by Vardi and
-    Zhang ("The multivariate L1-median and associated data depth", PNAS 2000) so that it does not stop at a
-    client's point. Only half of the clients could move it arbitrarily far. A sample is done when no
+    Weiszfeld's iteration ``y ← Σ x_n / ‖x_n − y‖ / Σ 1 / ‖x_n − y‖`` from the mean. The amendment of Vardi
+    and Zhang ("The multivariate L1-median and associated data depth", PNAS 2000) keeps it from stopping at a
+    client's point. Half of the clients are needed to move it arbitrarily far. A sample has converged when no
     coordinate moves by more than the tolerance.
     """
     clients, samples, classes = points.shape
@@ -64,7 +64,7 @@ def _weiszfeld_step(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     pull = np.matmul(weight[:, None, :], difference)[:, 0]  # Σ (x_n − y) / ‖x_n − y‖
     total = weight.sum(axis=1)
     strength = np.sqrt((pull**2).sum(axis=-1))
-    # Those at y itself hold it back: they let go only of a pull that is stronger than they are many.
+    # Clients at y hold it back, unless the pull of the others exceeds their number.
     held = np.divide((~apart).sum(axis=1), strength, out=np.ones_like(strength), where=strength > 0)
     share = np.divide(
         1.0 - np.minimum(held, 1.0), total, out=np.zeros_like(total), where=(total > 0) & (strength > 0)
@@ -73,11 +73,11 @@ def _weiszfeld_step(x: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 
 def complete(values: np.ndarray, mean: np.ndarray) -> np.ndarray:
-    """Return rows `[M, C]` of non-negative values as distributions: the rest to 1 is spread as the mean is.
+    """Return non-negative rows `[M, C]` as distributions: the rest to 1 follows the mean.
 
-    Clients that are each certain of another class leave a median near 0 at every class. Divided by its sum
-    it would be certain of a class at random. Its rest follows the mean instead, so no minority gains more
-    than in the mean. Rows of more than 1 are divided by their sum.
+    If clients are certain of different classes, the median is near 0 for every class. Divided by its sum, it
+    would be certain of a random class. Here the rest to 1 follows the mean, so no minority gains more than in
+    the mean. Rows that sum to more than 1 are divided by their sum.
     """
     total = values.sum(axis=-1, keepdims=True)
     return (values + np.maximum(1.0 - total, 0.0) * mean) / np.maximum(total, 1.0)
@@ -94,10 +94,10 @@ def spectral_filter(points: np.ndarray, poisoned: float) -> tuple[np.ndarray, np
         τ_n = (vᵀ(x_n − μ))²
         w_n ← w_n (1 − s · τ_n / max_m τ_m)          s = 1; less in the step that takes the last of 2ε
 
-    Poisoned clients that agree stretch Σ towards them, and lose more weight than honest ones, which lose at
-    most ε before. So a mass of 2ε is taken, and the rest is honest where honest predictions are close.
-    Equally large directions all count, so no sign or basis of a linear algebra library decides anything.
-    Points are `[N, M, C]`; ε, `poisoned`, is the share of arbitrary clients, below ½.
+    Poisoned clients that agree stretch Σ towards them, so they lose more weight than honest ones. Honest
+    clients lose at most ε before poisoned ones are out, so a mass of 2ε is removed. Equally large directions
+    all count, so results do not depend on the basis of a linear algebra library. Points are `[N, M, C]`; ε,
+    `poisoned`, is the share of arbitrary clients, below ½.
     """
     clients, samples, classes = points.shape
     step = max(1, _BLOCK // (clients * classes))

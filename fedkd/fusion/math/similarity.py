@@ -6,14 +6,14 @@ import numpy as np
 
 from fedkd.fusion.math.distribution import expertise, smooth
 
-_ROUNDING = 1e-10  # below it a distance from a long sum is noise, which a large β would blow up
+_ROUNDING = 1e-10  # smaller distances are rounding of long sums, which a large β would amplify
 _BLOCK = 4_000_000  # elements of a float64 block: 32 MB
 
 
 def kl(p: np.ndarray) -> np.ndarray:
     """Return ``KL(p_n ‖ p_m)``, `[N, N]`, of positive distributions `[N, C]`.
 
-    Row by row, so that memory stays at N·C and equal distributions are exactly 0 apart.
+    Row by row, so that memory stays at N·C and equal distributions have distance exactly 0.
     """
     log_p = np.log(p)
     d = np.stack([(log_p[n] - log_p) @ p[n] for n in range(len(p))])
@@ -76,7 +76,7 @@ def gram(predictions: np.ndarray) -> np.ndarray:
 
 DIVERGENCES: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "kl": kl,
-    "reverse": lambda p: kl(p).T,  # tolerant of a sender that knows more classes than the receiver
+    "reverse": lambda p: kl(p).T,  # tolerates a sender that knows more classes than the receiver
     "symmetric": symmetric_kl,
     "js": jensen_shannon,
 }
@@ -84,7 +84,7 @@ DIVERGENCES: dict[str, Callable[[np.ndarray], np.ndarray]] = {
 
 
 def _blocks(predictions: np.ndarray) -> Iterator[np.ndarray]:
-    """Yield runs of samples in float64, so that the whole is never held twice."""
+    """Yield blocks of samples in float64, to limit memory."""
     clients, samples, classes = predictions.shape
     step = max(1, _BLOCK // (clients * classes))
     for start in range(0, samples, step):

@@ -1,4 +1,4 @@
-"""Strategies that exchange one array a class: mean features, mean logits, or a generator of them.
+"""Strategies that exchange an array per class: mean features, mean logits, or a generator.
 
 Start with `fedproto`.
 """

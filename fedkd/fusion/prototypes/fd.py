@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 @hyperparameters
 class FD(LocalObjective, LabelMeans):
-    """Learn, with every private sample, the other clients' mean prediction for its label.
+    """Distil, on every private sample, the other clients' mean logits for its label.
 
     ::
 
@@ -35,9 +35,9 @@ class FD(LocalObjective, LabelMeans):
         G_n[l] = mean over the others that own label l of F_m[l]                    leave-one-out, C×C down
         loss   = CE(z, y) + λ · T² · KL(softmax(G_n[y] / T) ‖ softmax(z / T))       in local training
 
-    No transfer set is touched, and a message is C×C whatever the model: one mean answer per label. A sample
-    whose label no other client owns adds cross entropy alone. Raw mean logits never are the soft targets of a
-    cross entropy: they do not sum to 1, and training diverges.
+    The method needs no transfer set, and a message is C×C for any model: mean logits per label. Samples with
+    a label that no other client owns have the cross entropy alone. Raw mean logits are unsuitable as soft
+    targets: they do not sum to 1, and training diverges.
 
     Other code, under names like FedDistill, averages over the receiver too (`leave_one_out`), and over
     clients that do not own the label (`owners_only`).
@@ -55,7 +55,7 @@ class FD(LocalObjective, LabelMeans):
         uses_local_loss=True,
         weighs_age=True,
         uses_transfer_set=False,
-        reach="every client, for its next training: the means of the others that took part",
+        reach="every client, for its next training: the means of the other participants",
         label_counts=True,
     )
     paper: ClassVar[str] = (
@@ -84,13 +84,12 @@ class FD(LocalObjective, LabelMeans):
     def __post_init__(self) -> None:
         if self.weight_by_count and not self.owners_only:
             raise UserError(
-                "must be true with weight_by_count, by which clients without a label count for nothing, got"
-                " false",
+                "must be true with weight_by_count, which ignores clients without a label, got false",
                 key="fusion.owners_only",
             )
 
     def fuse(self, knowledge: Knowledge, memory: Mapping[str, np.ndarray]) -> Guidance:
-        """Return the others' `label_logits` `[C, C]` for each client, from so many `owners` `[C]`."""
+        """Return each client's `label_logits` `[C, C]` of the others, and the number of `owners` `[C]`."""
         assert knowledge.label_counts is not None
         owned = knowledge.label_counts > 0
         weights: np.ndarray = owned if self.owners_only else np.ones(owned.shape)
@@ -109,13 +108,13 @@ class FD(LocalObjective, LabelMeans):
         return Guidance(targets=None, personal=personal, for_absent=of_all)
 
     def local_loss(self, guidance: Arrays) -> LocalLoss:
-        """Return λ times the batch's mean distance to the others' answers."""
+        """Return λ times the batch's mean distance to the others' mean logits."""
         import torch
 
         from fedkd.training import kd_kl
 
         owned = guidance["owners"] > 0
-        # A row of zeros is a target without any class: it adds 0 to the KL and to its gradient.
+        # A row of zeros adds 0 to the KL and to its gradient.
         probabilities = torch.from_numpy(softmax(guidance["label_logits"], self.temperature) * owned[:, None])
         answers, has_answer = torch.tensor(guidance["label_logits"]), torch.from_numpy(owned)
 

@@ -1,4 +1,4 @@
-"""FedGen: the server trains a generator of features that teaches every client (arXiv 2105.10056)."""
+"""FedGen: a generator of features, trained on the server, teaches every client (arXiv 2105.10056)."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ CLASSES = "classes"
 
 @hyperparameters
 class FedGen(LocalObjective, AuxNetworks, ServerCost, FusionStrategy):
-    """Average the models; train features that all heads recognise; clients learn from them.
+    """Average models; train a feature generator on the server, which teaches clients.
 
     ::
 
@@ -45,14 +45,14 @@ class FedGen(LocalObjective, AuxNetworks, ServerCost, FusionStrategy):
         client: CE(z(x), y) + a CE(head(G(ŷ, ε)), ŷ) + a KL(softmax head(G(y, ε)) held ‖ softmax z(x))
         w      ← Σ_n S_n w_n / Σ_n S_n                  all weights, or the head's alone: see `share`
 
-    ω_n[y] is n's share of the samples of class y. y and ŷ are drawn evenly from the classes that any client
-    has. Norms are means over elements; the second term keeps G from ignoring ε. Features have one width F,
-    and heads are linear. Statistics of normalisation layers are averaged. With `share = "head"` bodies stay
-    with their clients and may be of any architecture. All clients begin with one head: a mean of unlike heads
+    ω_n[y] is n's share of the samples of class y. y and ŷ are uniform over the classes of all clients. Norms
+    are means over elements; the second term keeps G from ignoring ε. Features have one width F, and heads are
+    linear. Statistics of normalisation layers are averaged. With `share = "head"` bodies stay with their
+    clients and may be of any architecture. All clients begin with one head, since a mean of different heads
     would fit no body. Once they have G, in evaluation mode, clients train with a = strength · decay^round.
 
-    The authors' code averages whole models by default, and draws ε from [0, 1), as a library does. The
-    library has no second term, weighs clients, not labels, and has clients learn from a random G.
+    The authors' code averages whole models by default, and draws ε from [0, 1), as does a library. The
+    library lacks the second term, weighs clients instead of labels, and clients learn from a random G.
     """
 
     name: ClassVar[str] = "fedgen"
@@ -105,7 +105,7 @@ class FedGen(LocalObjective, AuxNetworks, ServerCost, FusionStrategy):
         )
 
     def for_clients(self, *, one_architecture: bool) -> Self:
-        """Return the strategy with `share` filled in; a `UserError` if models cannot be averaged."""
+        """Return the strategy with `share` set; a `UserError` if models cannot be averaged."""
         if self.share == "model" and not one_architecture:
             raise UserError(
                 'must be "head" where clients have several architectures, got "model"', key="fusion.share"
@@ -113,7 +113,7 @@ class FedGen(LocalObjective, AuxNetworks, ServerCost, FusionStrategy):
         return replace(self, share=self.share or ("model" if one_architecture else "head"))
 
     def prepare(self, server: ServerModels) -> Guidance | None:
-        """Return the head that all clients begin with, without a G; None for whole models."""
+        """Return the common initial head, without a G; None for whole models."""
         if self.share == "model":
             return None
         weights = server.initial_weights(server.architecture_of(0))

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 @hyperparameters
 class FedGH(ServerNetwork, LabelMeans):
-    """Train one head for all on the server, on every client's mean feature of each class.
+    """Train one head on the server, on all clients' mean features per class.
 
     ::
 
@@ -32,12 +32,12 @@ class FedGH(ServerNetwork, LabelMeans):
         head_n ← (W, b)                                                       everybody's, C×(F + 1) down
 
     Bodies stay with their clients and may be of any architecture, with features of one width F; each head is
-    a single linear layer. The server's head lives on from round to round. All clients receive it, absent ones
-    too, and train on from it: with it they know classes that they never saw. Numbers of samples are not sent,
-    so every mean counts alike, as in the paper.
+    a single linear layer. The server keeps its head over rounds. All clients receive it, absent ones too, and
+    continue training from it. So they predict classes that they never saw. Numbers of samples are not sent,
+    so all means have equal weight, as in the paper.
 
-    In the authors' code the server's step belongs to a client's optimiser, so the head that is sent out
-    stays at its random start.
+    In the authors' code the server's step uses a client's optimiser, so the sent head stays at its random
+    initialisation.
     """
 
     name: ClassVar[str] = "fedgh"

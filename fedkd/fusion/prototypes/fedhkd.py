@@ -1,4 +1,4 @@
-"""FedHKD: class means of features and predictions travel, and teach heads (arXiv 2301.08968)."""
+"""FedHKD: class means of features and predictions teach clients' heads (arXiv 2301.08968)."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ LEAST = 1e-7
 
 @hyperparameters
 class FedHKD(LocalObjective, FusionStrategy):
-    """Teach a client's head the federation's predictions for each class's mean features.
+    """Teach clients' heads the federation's mean predictions for mean features of classes.
 
     ::
 
@@ -40,12 +40,12 @@ class FedHKD(LocalObjective, FusionStrategy):
         H[c]   = Σ_n count_n[c] H_n[c] / Σ_n count_n[c],   Q[c] alike          over the clients that own c
         loss   = CE(z, y) + λ mean_c KL(Q[c] ‖ softmax(head(H[c]) / T)) + γ mean ‖f(x) − H[y]‖² / F
 
-    The pair (H, Q), its hyper-knowledge, teaches heads classes that a client has no sample of; the last term
-    is `fedproto`'s. No transfer set is touched. C·(F + C + 1) numbers go up; C·(F + C) come down, and how
-    many clients own each class. A class without an owner teaches nothing.
+    The pair (H, Q), its hyper-knowledge, teaches heads classes without own samples; the last term is
+    `fedproto`'s. The method needs no transfer set. C·(F + C + 1) numbers go up; C·(F + C) come down, and the
+    number of owners of each class. A class without an owner teaches nothing.
 
-    The paper also averages weights of one architecture; this is its variant without, for any bodies with
-    features of one width. In its public code the last owner of a class replaces the mean.
+    The paper also averages weights of one architecture. This is its variant without averaging, for any bodies
+    with features of one width. In its public code the last owner of a class replaces the mean.
     """
 
     name: ClassVar[str] = "fedhkd"
@@ -84,7 +84,7 @@ class FedHKD(LocalObjective, FusionStrategy):
         return {FEATURES: features, LOGITS: np.log(np.maximum(said, LEAST)), "label_counts": counts}
 
     def fuse(self, knowledge: Knowledge, memory: Mapping[str, np.ndarray]) -> Guidance:
-        """Return H `[C, F]`, Q `[C, C]`, and how many `owners` `[C]` each class has, shared by all."""
+        """Return H `[C, F]`, Q `[C, C]` and the number of `owners` `[C]` per class, for all clients."""
         assert knowledge.label_counts is not None
         counts, said = knowledge.label_counts, softmax(np.stack(knowledge.payload[LOGITS]))
         shared = {

@@ -1,4 +1,4 @@
-"""FedProto: clients of unlike architectures share class prototypes (arXiv 2105.00243)."""
+"""FedProto: clients of different architectures share class prototypes (arXiv 2105.00243)."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 @hyperparameters
 class FedProto(LocalObjective, LabelMeans):
-    """Pull each private sample's features to the federation's mean feature of its class.
+    """Pull private features towards the federation's mean features of their classes.
 
     ::
 
@@ -36,11 +36,11 @@ class FedProto(LocalObjective, LabelMeans):
         P[c]   = Σ_n count_n[c] P_n[c] / Σ_n count_n[c]                      over the clients that own c
         loss   = CE(z, y) + λ · mean ‖f(x) − P[y]‖² / F                      in local training
 
-    Bodies may differ, their feature widths F may not. No transfer set is touched; a message is C×F numbers. A
-    sample of a class without an owner adds cross entropy alone.
+    Bodies may differ, but features have one width F. The method needs no transfer set; a message is C×F
+    numbers. Samples of a class without an owner have the cross entropy alone.
 
     The paper measures the nearest prototype, ``argmin_c ‖f(x) − P[c]‖``, instead of the classifier:
-    ``inference = "prototypes"``. Then prototypes have an effect as soon as they arrive.
+    ``inference = "prototypes"``. Then prototypes have an immediate effect.
     """
 
     name: ClassVar[str] = "fedproto"
@@ -63,14 +63,14 @@ class FedProto(LocalObjective, LabelMeans):
         return replace(PROTOTYPES, over_graph="each", infers_from_guidance=from_guidance)
 
     def fuse(self, knowledge: Knowledge, memory: Mapping[str, np.ndarray]) -> Guidance:
-        """Return the mean `prototypes` `[C, F]` and how many `owners` `[C]` each class has, shared by all."""
+        """Return the mean `prototypes` `[C, F]` and the number of `owners` `[C]` per class."""
         assert knowledge.label_counts is not None
         prototypes = mean_by_label(stacked_features(knowledge, self.name), knowledge.label_counts)
         shared = {"prototypes": prototypes, "owners": owners_of(knowledge.label_counts)}
         return Guidance(targets=None, shared=shared)
 
     def infer(self, features: np.ndarray, guidance: Arrays) -> np.ndarray:
-        """Return ``−‖f − P[c]‖²``, `[n, C]`; a class without a prototype is finite, and the farthest."""
+        """Return ``−‖f − P[c]‖²``, `[n, C]`; a class without a prototype is farthest, but finite."""
         prototypes, owners = guidance["prototypes"].astype(np.float64), guidance["owners"]
         distances = np.zeros((len(features), len(prototypes)))
         for label in np.flatnonzero(owners):

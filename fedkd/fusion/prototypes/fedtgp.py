@@ -27,7 +27,7 @@ NEVER_ZERO = 1e-12
 
 @hyperparameters
 class FedTGP(ServerNetwork, FedProto):
-    """FedProto with prototypes learned on the server, with a margin between classes.
+    """FedProto with prototypes trained on the server with a margin between classes.
 
     ::
 
@@ -38,8 +38,7 @@ class FedTGP(ServerNetwork, FedProto):
         δ      = min(max_{c ≠ c'} ‖Q[c] − Q[c']‖, τ)                Q[c]: mean of P_n[c] over the clients
         loss   = CE(z, y) + λ · mean ‖f(x) − P[y]‖² / F             in local training, as in FedProto
 
-    The server's parameters live on from round to round. Every mean counts alike: numbers of samples are
-    not sent.
+    The server keeps its parameters over rounds. All means have equal weight: numbers of samples are not sent.
 
     The authors' code differs in two ways. Its δ is the largest distance of a class to its nearest other
     (``margin = "nearest"``). Its accuracy is that of the nearest prototype (``inference = "prototypes"``).
@@ -120,7 +119,7 @@ def margin_of(heard: np.ndarray, classes: np.ndarray, of: Literal["farthest", "n
 
 
 def server_loss(learned: Tensor, heard: Tensor, classes: Tensor, margin: float) -> Tensor:
-    """Return the mean cross entropy over classes of ``−(distance + δ where the class is the right one)``.
+    """Return the mean cross entropy of ``−(distance + δ for the true class)`` over classes.
 
     `learned` are all prototypes `[C, F]`; `heard` are clients' means `[B, F]` of `classes` `[B]`.
     """

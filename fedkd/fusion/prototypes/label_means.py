@@ -1,4 +1,4 @@
-"""The form that methods of class means share: a mean a label up, means over clients down."""
+"""Common form of methods with class means: a mean per label up, means over clients down."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ OWNED = {"prototypes": Kind.FEATURES, "owned": Kind.LABEL_COUNTS}
 
 
 class LabelMeans(FusionStrategy):
-    """Base of strategies that exchange means over each label's samples."""
+    """Base of strategies that exchange means per label."""
 
     mean_of: ClassVar[Literal["features", "logits"]] = "features"
 
@@ -51,7 +51,7 @@ def stacked_features(knowledge: Knowledge, strategy: str, name: str = "prototype
 
 
 def owned_prototypes(knowledge: Knowledge, strategy: str) -> tuple[np.ndarray, np.ndarray]:
-    """Return the prototypes of owned classes, `[S, F]`, and their classes `[S]`, client after client."""
+    """Return the prototypes of owned classes, `[S, F]`, and their classes `[S]`, by client."""
     assert knowledge.label_counts is not None
     clients, classes = np.nonzero(knowledge.label_counts)
     return stacked_features(knowledge, strategy)[clients, classes], classes
@@ -92,7 +92,7 @@ def mean_by_label(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
 def mean_by_label_of_others(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """Return, for each client, `mean_by_label` over all the others, `[N, C, K]` float32.
 
-    A difference to the total would keep the rounding of the client's own values, which may be far larger.
+    Differences to the total would keep rounding errors of the client's own values, which may be far larger.
     """
     totals = _sum_of_others(weights[..., None].astype(np.float64) * values)
     return _divide(totals, _sum_of_others(weights.astype(np.float64)))

@@ -1,4 +1,4 @@
-"""FedPM with a mask for every task: clients agree on a subset of common initial weights."""
+"""FedPM with a mask per task: clients agree on a subset of common initial weights."""
 
 from collections.abc import Mapping
 from typing import ClassVar
@@ -16,7 +16,7 @@ LEAST = 1e-6
 
 @hyperparameters
 class FedMask(FusionStrategy):
-    """Average the masks of a task; their log-odds rank every client's scores.
+    """Average the masks of a task; rank every client's scores by the log-odds.
 
     ::
 
@@ -26,13 +26,13 @@ class FedMask(FusionStrategy):
         S_n ← S_n's own sizes, largest first, to the weights in the order of (σ, |S_n|)      mask rule `topk`
         S_n ← |S_n| where σ > 0, −|S_n| where σ < 0, S_n where σ = 0                         `threshold`
 
-    All clients begin with the same weights, and a task with the same scores; masks are the learner's. FedPM
-    draws masks from sigmoid(S) in every step, and its clients continue from S = σ. Here masks follow from the
-    order or the signs of scores. σ has N + 1 values: it decides first, and a client's own scores break ties.
-    Scores keep their sizes, which suit their learning rate. Clients that agree keep their scores.
+    All clients begin with the same weights, and each task with the same scores; masks are the learner's.
+    FedPM draws masks from sigmoid(S) in every step, and its clients continue from S = σ. Here masks depend on
+    the order or the signs of scores. σ has N + 1 values and decides first; a client's own scores break ties.
+    Scores keep their sizes, which suit their learning rate. If all clients agree, they keep their scores.
 
-    Learners that train weights (`exssnet`) do so once the mask is settled, and send no mask after that. They
-    also send the weights of their earlier tasks, d further bits, and train only weights that are still free.
+    Learners that train weights (`exssnet`) do so once the mask is settled, and then send no mask. They also
+    send d bits that mark weights of their earlier tasks, and train only weights that are still free.
     """
 
     name: ClassVar[str] = "fedmask"
@@ -87,7 +87,7 @@ class FedMask(FusionStrategy):
             one, other, *_ = starts.values()
             raise UserError(
                 f"'fedmask' needs clients that begin with the same weights; those of client {one} and client"
-                f" {other} differ, as where a model is not the same for the same seed",
+                f" {other} differ: does the model ignore the seed?",
                 key="clients.model",
             )
         counts = np.maximum(knowledge.samples, 1) if self.weight_by_count else np.ones_like(knowledge.samples)

@@ -25,22 +25,22 @@ TOLD = "told"
 
 @hyperparameters
 class FedWeIT(LocalObjective, FusionStrategy):
-    """Average each unit of the base over its users; send each client's parts to all others.
+    """Average each unit of the base over its senders; send each client's parts to all others.
 
     ::
 
         client n:  the rows of B of the `keep` share of each layer's units with the largest mask m_t
                    A_t, once the task is over                                              sparse
-        server:    B_u ← mean of those that sent unit u; of no unit that nobody sent
+        server:    B_u ← mean over the clients that sent unit u; other units stay
                    the knowledge base ← A_t of (n, t)
-        client n:  B_u ← the server's, of every unit that somebody sent, when its next training begins;
+        client n:  B_u ← the server's, for every unit that was sent, when its next training begins;
                    parts of the others, each once
 
-    An average changes a client only when it trains again, so no client unlearns its task before the end.
+    An average changes a client only when it trains again, so an average cannot erase the task before its end.
 
-    The paper averages ``B ⊙ m_t``, and masks below 1 shrink such a base round by round. So clients send the
+    The paper averages ``B ⊙ m_t``, but masks below 1 shrink such a base round by round. So clients send the
     base itself where the mask is large, as in the authors' code, which ranks units by the size of the score.
-    All begin with one base. An absent client is sent the whole base, and all parts that it has missed.
+    All begin with one base. An absent client receives the whole base, and all parts that it has missed.
     """
 
     name: ClassVar[str] = "fedweit"
@@ -146,7 +146,7 @@ class FedWeIT(LocalObjective, FusionStrategy):
         return None
 
     def _kept(self, mask: np.ndarray) -> np.ndarray:
-        """Return which of a layer's units are sent, `[out]` bool: of equal ones the first."""
+        """Return the units of a layer to send, `[out]` bool; of equal ones the first."""
         largest = np.argsort(-mask, kind="stable")[: ceil(self.keep * len(mask))]
         return np.isin(np.arange(len(mask)), largest)
 
@@ -163,7 +163,7 @@ class FedWeIT(LocalObjective, FusionStrategy):
         memory |= {name: np.array(values) for name, values in guidance.items() if name.startswith(KNOWN)}
 
     def before_training(self, client: ClientView) -> None:
-        """Load the stored rows of the base, and hand the learner the parts."""
+        """Load the stored rows of the base, and hand the parts to the learner."""
         memory = client.memory
         if BASE not in memory:
             return
@@ -201,7 +201,7 @@ def received(values: np.ndarray, bits: np.ndarray, tasks: np.ndarray) -> dict[in
 
 
 def _news(known: Arrays, client: int, since: int) -> Arrays:
-    """Return the parts of others that arrived after a fusion."""
+    """Return other clients' parts that arrived after a fusion."""
     return {
         name: values
         for name, values in known.items()
@@ -214,7 +214,7 @@ def _layout(weights: Arrays, trainable: tuple[str, ...]) -> Layout:
 
 
 def _rows(base: np.ndarray, units: np.ndarray, fan_in: np.ndarray) -> dict[str, np.ndarray]:
-    """Return some units `[U]` bool of a base `[P]`, and which they are."""
+    """Return the rows of some units `[U]` bool of a base `[P]`, and their bits."""
     return {BASE: base[np.repeat(units, fan_in)], UNITS: np.packbits(units)}
 
 

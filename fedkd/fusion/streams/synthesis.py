@@ -1,12 +1,13 @@
-"""Samples out of a network alone: a generator is trained until the network recognises its samples.
+"""Samples from a network alone: a generator is trained until the network recognises its samples.
 
-The generator's loss and the alternation with a student: H. Chen et al., "Data-Free Learning of Student
-Networks", ICCV 2019; the statistics after H. Yin et al., "Dreaming to Distill", CVPR 2020; as in J. Zhang et
-al., "TARGET", ICCV 2023. Logits of teacher t and student s are restricted to the classes met::
+The generator's loss and the alternation with a student follow H. Chen et al., "Data-Free Learning of Student
+Networks", ICCV 2019. The statistics follow H. Yin et al., "Dreaming to Distill", CVPR 2020. Both are combined
+as in J. Zhang et al., "TARGET", ICCV 2023. Logits of teacher t and student s are restricted to the classes
+seen::
 
-    L_G =   w_label · CE(t(x̂), y)                                      the label that was asked for
-          + w_stat · Σ_l (‖μ_l(x̂) − μ_l‖ + ‖σ²_l(x̂) − σ²_l‖)           what normalisation layers are used to
-          − w_adv · mean_i a_i D(t(x̂_i) ‖ s(x̂_i))                      what the student has yet to learn
+    L_G =   w_label · CE(t(x̂), y)                                      the wanted label
+          + w_stat · Σ_l (‖μ_l(x̂) − μ_l‖ + ‖σ²_l(x̂) − σ²_l‖)           statistics of normalisation layers
+          − w_adv · mean_i a_i D(t(x̂_i) ‖ s(x̂_i))                      novelty for the student
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ BETAS = (0.5, 0.999)
 
 
 class Synthetic(NamedTuple):
-    """Samples ``[M, *input_shape]``, their wanted labels ``[M]``, and logits ``[M, K]`` of classes met."""
+    """Samples ``[M, *input_shape]``, their wanted labels ``[M]``, and logits ``[M, K]`` of seen classes."""
 
     samples: Tensor
     labels: Tensor
@@ -52,8 +53,8 @@ def divergence_by_sample(teacher: Tensor, student: Tensor, kind: Divergence) -> 
 def adversarial_term(teacher: Tensor, student: Tensor, kind: Divergence) -> Tensor:
     """Return ``− mean_i a_i D(t_i ‖ s_i)`` of logits ``[B, K]``; a_i = 1 where t and s agree, else 0.
 
-    A student that is wrong already has nothing to gain: an unbounded divergence would draw the generator to
-    the teacher's own errors.
+    Where the student is wrong already, an unbounded divergence would pull the generator towards the teacher's
+    own errors.
     """
     agree = teacher.argmax(dim=1) == student.argmax(dim=1)
     return -(divergence_by_sample(teacher, student, kind) * agree).mean()
@@ -68,7 +69,7 @@ def statistics_distance(inputs: Tensor, mean: Tensor, variance: Tensor) -> Tenso
 
 @contextmanager
 def statistics_read(model: nn.Module) -> Iterator[list[Tensor]]:
-    """Yield a list of each `statistics_distance` in a forward pass, of layers with running statistics."""
+    """Yield a list that collects the `statistics_distance` of each layer in a forward pass."""
     distances: list[Tensor] = []
 
     def read(module: nn.Module, arguments: tuple[Tensor, ...]) -> None:
@@ -86,7 +87,7 @@ def statistics_read(model: nn.Module) -> Iterator[list[Tensor]]:
 
 
 def draw_labels(count: int, classes: Sequence[int], generator: torch.Generator) -> Tensor:
-    """Return positions ``[count]`` in the classes met, in random order, all equally often up to one."""
+    """Return positions ``[count]`` in the seen classes, in random order, as evenly as possible."""
     lap = torch.arange(count) % len(classes)
     turned = torch.randperm(len(classes), generator=generator)[lap]
     return turned[torch.randperm(count, generator=generator)]
@@ -100,10 +101,11 @@ def synthesise(
     recipe: Target,
     seed: int,
 ) -> Synthetic:
-    """Return samples of the `classes` that the teacher has met, as outputs of teacher and student.
+    """Return samples of the `classes` that the teacher has seen, given by their outputs.
 
-    For each batch the generator takes its steps on drawn noise and labels, and its samples are kept; then
-    the student is trained on all samples so far. One thread keeps sums equal to the last bit.
+    For each batch the generator takes its steps on drawn noise and labels, and its samples are kept. Then the
+    student is trained on all samples so far. Torch runs on one thread, since the number of threads changes
+    the last bits of sums.
     """
     met = torch.tensor(list(classes))
     draws = torch.Generator().manual_seed(seed)
@@ -175,7 +177,7 @@ def _distil(
 
 @contextmanager
 def _frozen(model: nn.Module) -> Iterator[None]:
-    """Put a model in evaluation mode, without gradients of its weights."""
+    """Put a model in evaluation mode without gradients of its weights in the block."""
     trained = [p for p in model.parameters() if p.requires_grad]
     for parameter in trained:
         parameter.requires_grad_(False)

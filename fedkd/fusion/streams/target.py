@@ -1,4 +1,4 @@
-"""TARGET: rehearsal of samples that the server generates (Zhang et al., ICCV 2023, arXiv 2303.06937)."""
+"""TARGET: rehearsal of server-generated samples (Zhang et al., ICCV 2023, arXiv 2303.06937)."""
 
 from __future__ import annotations
 
@@ -24,22 +24,22 @@ SYNTHETIC, SOFT_LABELS, CLASSES = "synthetic", "soft_labels", "classes"
 
 @hyperparameters
 class Target(LocalObjective, AveragedNetwork):
-    """FedAvg that makes samples out of the average when a task ends, and has clients rehearse them.
+    """FedAvg; after each task the server generates samples that clients rehearse.
 
     ::
 
         w     ← Σ_n samples_n w_n / Σ_n samples_n                    every round
-        x̂     = G(noise, label), labels among the classes met        when a task ends and another follows
-        t(x̂)  = softmax(z_w(x̂) / T) over the classes met
+        x̂     = G(noise, label), labels among the classes seen       when a task ends and another follows
+        t(x̂)  = softmax(z_w(x̂) / T) over the classes seen
         loss  = CE(z(x), y) + λ · T² · mean KL(t(x̂) ‖ softmax(z(x̂) / T))    in the tasks that follow
 
     The server has no data. It trains G on the average's cross entropy to the label, on the statistics of
     normalisation layers, and against a student that learns from all samples so far (see
-    `fedkd.fusion.streams.synthesis`). Every client receives samples and t with the last average of the
-    task, and keeps them until the next ones, of all classes met by then.
+    `fedkd.fusion.streams.synthesis`). Every client receives samples and t with the last average of the task.
+    It keeps them until the next ones, of all classes seen by then.
 
-    The released code restricts the cross entropy to the classes of the present task; here they compete with
-    all others.
+    The released code restricts the cross entropy to the classes of the present task; here all classes
+    compete.
     """
 
     name: ClassVar[str] = "target"
@@ -89,7 +89,7 @@ class Target(LocalObjective, AveragedNetwork):
             AVERAGED,
             receives={**PACKED, SYNTHETIC: "*", SOFT_LABELS: "n K", CLASSES: "K"},
             needs=AVERAGED.needs | {"class_stream", "normalised_samples"},
-            reach="all clients, all the same, with their next message; samples with that which ends a task",
+            reach="all clients, the same, with their next message; samples at the end of a task",
             generated_samples=self.samples,
         )
 
@@ -124,7 +124,7 @@ class Target(LocalObjective, AveragedNetwork):
         }
 
     def apply(self, client: ClientView, guidance: Arrays) -> None:
-        """Load the average, and keep the samples that came with it, if any."""
+        """Load the average, and store its samples, if any."""
         super().apply(client, guidance)
         if SYNTHETIC in guidance:
             client.memory |= {name: np.array(guidance[name]) for name in (SYNTHETIC, SOFT_LABELS, CLASSES)}

@@ -19,7 +19,7 @@ SHARE = "share"
 
 @hyperparameters
 class APFL(PersonalModel):
-    """FedAvg for w; a client's predictions mix w with its own model v.
+    """FedAvg for w; each client mixes w with its own model v for predictions.
 
     ::
 
@@ -28,8 +28,8 @@ class APFL(PersonalModel):
         v ← v − η a ∇CE(v̄)                         never sent
         a ← clip(a − η_a ⟨v − w, ∇CE(v̄)⟩, 0, 1)    once a round, on its first batch, if η_a > 0
 
-    Both take their steps on the same batches. The authors' framework mixes outputs instead of weights and
-    adds 0.02a to a's gradient. A library overwrites v by v̄ after every round and begins with a = 1.
+    Both take their steps on the same batches. The authors' framework mixes outputs instead of weights, and
+    adds 0.02a to the gradient of a. A library overwrites v by v̄ after every round and begins with a = 1.
     """
 
     name: ClassVar[str] = "apfl"
@@ -47,7 +47,7 @@ class APFL(PersonalModel):
         return float(client.memory.get(SHARE, self.share))
 
     def local_step(self, client: ClientView, guidance: Arrays) -> LocalStep:
-        """Return ``CE(w) + CE(v̄)``, in which v̄ is held to move v alone."""
+        """Return ``CE(w) + CE(v̄)``; the second term trains v alone."""
         import torch
         from torch.func import functional_call
 

@@ -1,4 +1,4 @@
-"""Ditto: a personal model is trained beside the averaged one, and held near it."""
+"""Ditto: a personal model is trained beside the averaged one and kept near it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @hyperparameters
 class Ditto(PersonalModel):
-    """FedAvg for w; beside it every client trains a model v of its own, which w as received pulls at.
+    """FedAvg for w; each client also trains a personal v, regularised towards the received w.
 
     ::
 
@@ -24,9 +24,9 @@ class Ditto(PersonalModel):
         v_n ← v_n − η (∇CE(v_n) + λ (v_n − w_received))     never sent
 
     Both take their steps on the same batches, so a round costs two trainings. The formulas are plain SGD;
-    another optimiser steps by the same gradients. v answers evaluations; guidance changes it in the next
-    training. `accuracy_personal` and `accuracy_shared` record both. A library's default of λ = 0 makes v a
-    local baseline.
+    other optimisers use the same gradients. Evaluations use v, which fusion changes in the next training.
+    `accuracy_personal` and `accuracy_shared` record both. A library's default of λ = 0 makes v a local
+    baseline.
     """
 
     name: ClassVar[str] = "ditto"
@@ -42,7 +42,7 @@ class Ditto(PersonalModel):
     """Evaluated model: v, or w (the client's own before fusion, the average after)."""
 
     def local_step(self, client: ClientView, guidance: Arrays) -> LocalStep:
-        """Return ``CE(w) + CE(v) + λ/2 ‖v − w_received‖²``, of which each term moves its own network."""
+        """Return ``CE(w) + CE(v) + λ/2 ‖v − w_received‖²``; each term trains its own network."""
         from fedkd.training import cross_entropy
 
         personal = client.network(PERSONAL)

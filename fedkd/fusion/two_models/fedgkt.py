@@ -1,4 +1,4 @@
-"""FedGKT: clients keep an extractor; a server trains a model on its features (arXiv 2007.14513)."""
+"""FedGKT: clients keep extractors; the server trains a model on their features (arXiv 2007.14513)."""
 
 from __future__ import annotations
 
@@ -32,8 +32,7 @@ ON_TOP = "on_top"
 
 @hyperparameters
 class FedGKT(LocalObjective, AuxNetworks, ServerNetwork, FusionStrategy):
-    """Upload every own sample's features, logits and label; train a model of features on them; learn its
-    logits.
+    """Train a server model on clients' features and labels; distil its logits into clients.
 
     ::
 
@@ -41,15 +40,15 @@ class FedGKT(LocalObjective, AuxNetworks, ServerNetwork, FusionStrategy):
         server:   s ← minimise KD_T(s(f) ← z) + α CE(s(f), y)    over the samples of all clients
         client n: minimise CE(z, y) + α KD_T(z ← s(f))           S C numbers down, from the next training on
 
-    KD_T(s ← t) = T² KL(softmax(t / T) ‖ softmax(s / T)). A model is cut where its `features` end. Bodies may
-    be of any architecture, with features of one width F. Uploads are predicted in evaluation mode after
+    KD_T(s ← t) = T² KL(softmax(t / T) ‖ softmax(s / T)). A model is cut after its `features`. Bodies may be
+    of any architecture, with features of one width F. Uploads are predicted in evaluation mode after
     training, and the server's logits are stored by sample. The authors' code finds them by the number of a
-    batch, which a shuffling loader fills with other samples, and takes them while the server still learns.
+    batch, which a shuffling loader fills with other samples, and predicts them during the server's training.
 
-    Labels and features of every sample leave the client: consider what that reveals.
+    Labels and features of every sample leave the client, which reveals much about it.
 
-    The server's model on the client's features answers evaluations, as in the paper. Clients measure
-    it, so guidance carries it and its traffic counts; ``inference = "model"`` learns the same without it.
+    Evaluations use the server's model on the client's features, as in the paper. Clients measure it, so
+    guidance carries it and its traffic counts. ``inference = "model"`` trains equally without sending it.
     """
 
     name: ClassVar[str] = "fedgkt"
@@ -62,7 +61,7 @@ class FedGKT(LocalObjective, AuxNetworks, ServerNetwork, FusionStrategy):
         guides="each",
         needs={"gradients", "features", "equal_features", "server"},
         uses_transfer_set=False,
-        reach="all clients with their next message: its model, if it answers; who took part its logits",
+        reach="all clients, with their next message: its model, if it answers; participants: their logits",
     )
     paper: ClassVar[str] = (
         "He et al., Group Knowledge Transfer: Federated Learning of Large CNNs at the Edge, NeurIPS 2020"
@@ -85,7 +84,7 @@ class FedGKT(LocalObjective, AuxNetworks, ServerNetwork, FusionStrategy):
     own `model`."""
 
     def server_cost(self, extent: RoundExtent) -> float:
-        """Return the operations of training on all samples and of answering them."""
+        """Return the operations of training on all samples and of predicting them."""
         forward = dense(extent.width, *self.server_hidden, extent.classes)
         return (FORWARDS_PER_TRAINING_STEP * self.server_epochs + 1) * extent.private * forward
 
@@ -142,7 +141,7 @@ class FedGKT(LocalObjective, AuxNetworks, ServerNetwork, FusionStrategy):
         }
 
     def apply(self, client: ClientView, guidance: Arrays) -> None:
-        """Store the server's answers and load its model."""
+        """Store the server's logits and load its model."""
         if ANSWERS in guidance:
             client.memory[ANSWERS] = np.array(guidance[ANSWERS])
         if PARAMETERS in guidance:
@@ -150,7 +149,7 @@ class FedGKT(LocalObjective, AuxNetworks, ServerNetwork, FusionStrategy):
             client.memory[ON_TOP] = np.array(1, dtype=np.int64)
 
     def local_step(self, client: ClientView, guidance: Arrays) -> LocalStep | None:
-        """Return ``CE + α KD_T(z ← s)``, s by sample; None, the cross entropy, until there are answers."""
+        """Return ``CE + α KD_T(z ← s)``, s by sample; None: cross entropy, until there are logits."""
         if ANSWERS not in client.memory:
             return None
         import torch
@@ -168,7 +167,7 @@ class FedGKT(LocalObjective, AuxNetworks, ServerNetwork, FusionStrategy):
 
     @property
     def evaluated_networks(self) -> tuple[str, ...]:  # type: ignore[override]
-        """The client's model, and the server's on top of it where that answers."""
+        """The client's model, and the server's on top if it is evaluated."""
         return (OWN_NETWORK, SERVER) if self.inference == "server" else (OWN_NETWORK,)
 
     def predictor(self, client: ClientView) -> nn.Module | None:

@@ -1,4 +1,4 @@
-"""FedMRL: a shared model's features nested in the own representation (arXiv 2406.00488)."""
+"""FedMRL: a shared model's features are nested in the client's representation (arXiv 2406.00488)."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ PROJECTION = "projection"
 
 @hyperparameters
 class FedMRL(LocalObjective, SharedModel):
-    """Fuse the features of a shared model and the own model for both heads.
+    """Combine features of a shared and an own model for both heads.
 
     ::
 
         r    = V [f_shared(x), f_own(x)] + b                              [F], V and b: the client's own
         loss = CE(head_own(r), y) + CE(head_shared(r[: F_s]), y)          one step moves all
         shared ← mean by samples of the shared models                     after every round
-        answer = head_own(r)
+        prediction = head_own(r)
 
-    F is the width of the own features, F_s ≤ F that of the shared model's. A new average changes r, and the
-    answers, at once. The authors' code collects aliases of one network, so its mean is the last client's; a
-    library evaluates a fresh V in place of the trained one.
+    F is the width of the own features, F_s ≤ F that of the shared model's. A new average changes r and the
+    predictions at once. The authors' code collects aliases of one network, so its mean is the last client's;
+    a library evaluates a fresh V in place of the trained one.
     """
 
     name: ClassVar[str] = "fedmrl"
@@ -85,7 +85,7 @@ def _projection(make: Maker) -> nn.Module:
     own, shared = make.width(), make.width(SHARED_NETWORK)
     if shared > own:
         raise UserError(
-            f"must have features at most as wide as those of every client's model, {own}, got {shared}",
+            f"must have features at most as wide as every client's, {own}, got {shared}",
             key="fusion.shared_model",
         )
     return nn.Linear(shared + own, own)

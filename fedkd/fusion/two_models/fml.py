@@ -17,17 +17,16 @@ if TYPE_CHECKING:
 
 @hyperparameters
 class FML(LocalObjective, SharedModel):
-    """Train the own model z and the shared one g together, each also on the other's predictions.
+    """Train an own model z and a shared model g with mutual distillation.
 
     ::
 
-        L = α CE(z, y) + (1 − α) KL(softmax g ‖ softmax z)     moves z alone
-          + β CE(g, y) + (1 − β) KL(softmax z ‖ softmax g)     moves g alone
+        L = α CE(z, y) + (1 − α) KL(softmax g ‖ softmax z)     trains z alone
+          + β CE(g, y) + (1 − β) KL(softmax z ‖ softmax g)     trains g alone
         g ← Σ_n S_n g_n / Σ_n S_n                              after every round
 
-    z answers evaluations; guidance changes it in the next training. A library's α = β = 1 turns the teaching
-    off (local training, and FedAvg of g). Its KL is a mean over classes too, C times weaker, and its loss
-    moves both models.
+    Evaluations use z, which fusion changes in the next training. A library's α = β = 1 turns distillation off
+    (local training, and FedAvg of g). Its KL is also divided by C, and its loss trains both models.
     """
 
     name: ClassVar[str] = "fml"

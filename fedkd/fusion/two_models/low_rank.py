@@ -1,4 +1,4 @@
-"""Changes of a model's weights as factors of low rank, if these are smaller."""
+"""Changes of a model's weights as low-rank factors, if these are smaller."""
 
 from collections.abc import Mapping
 
@@ -53,7 +53,7 @@ def _factors(values: np.ndarray, energy: float) -> tuple[np.ndarray, np.ndarray,
 
 @one_blas_thread()
 def decompress(compressed: Arrays, like: Arrays) -> dict[str, np.ndarray]:
-    """Return the change that `compress` made small, by name, float64; `like` has arrays of its shapes."""
+    """Return the change that `compress` packed, by name, float64; `like` has arrays of its shapes."""
     flat, ranks = compressed[FACTORS].astype(np.float64), compressed[RANKS]
     if len(ranks) != len(like):
         raise ValueError(f"got ranks of {len(ranks)} arrays; must be {len(like)}")
@@ -77,7 +77,7 @@ def decompress(compressed: Arrays, like: Arrays) -> dict[str, np.ndarray]:
 
 
 def factor_sizes(ranks: np.ndarray, like: Arrays) -> list[list[int]]:
-    """Return the sizes of U, σ and Vᵀ for each array, or its own size where it is sent whole."""
+    """Return the sizes of U, σ and Vᵀ for each array, or the size of an array sent whole."""
     sizes = []
     for values, rank in zip(like.values(), ranks.tolist(), strict=True):
         rows, columns = _matrix(values)
@@ -91,12 +91,12 @@ def _matrix(values: np.ndarray) -> tuple[int, int]:
 
 
 def real(weights: Arrays) -> dict[str, np.ndarray]:
-    """Return the weights that are real numbers, without counters."""
+    """Return the real weights, without counters."""
     return {name: values for name, values in weights.items() if np.issubdtype(values.dtype, np.floating)}
 
 
 def moved(weights: Arrays, change: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Return weights plus a change, in float32: equal wherever it is computed."""
+    """Return weights plus a change in float32, equal on server and clients."""
     return {
         name: (values.astype(np.float64) + change[name]).astype(np.float32) if name in change else values
         for name, values in weights.items()

@@ -1,4 +1,4 @@
-"""FedKD: a private and a shared model teach each other; the shared one's changes travel as an SVD.
+"""FedKD: a private and a shared model teach each other; changes of the shared one are sent as an SVD.
 
 Wu et al., Nature Communications 13, 2022, arXiv 2108.13323.
 """
@@ -29,23 +29,23 @@ PROJECTION = "projection"
 
 @hyperparameters
 class FedKD(LocalObjective, SharedModel):
-    """Train the own model z and the shared one g on labels, on each other's answers and features.
+    """Train an own model z and a shared g with mutual distillation of predictions and features.
 
     ::
 
-        D   = CE(z, y) + CE(g, y), held, at least `least_loss`              the surer, the more they teach
+        D   = CE(z, y) + CE(g, y), held, at least `least_loss`              confident models teach more
         L_z = CE(z, y) + [KL(softmax g ‖ softmax z) + MSE(h_z, W h_g)] / D  g and W held
         L_g = CE(g, y) + [KL(softmax z ‖ softmax g) + MSE(W h_g, h_z)] / D  z held
         Δ_n = g_n − g as received, every matrix as U_k σ_k V_k              up
         g   ← g + mean by samples of Δ_n, as U_k σ_k V_k again              down
 
-    h are features; W `[F, F_g]` is each client's own and learns from L_g. k is the smallest rank that keeps
-    a share e of a matrix's squares, and e grows over the rounds. A matrix is sent whole where its factors
-    would be more numbers, so e = 1 is exact. The kernel of a convolution is one matrix of O rows. Absent
-    clients receive g itself.
+    h are features; W `[F, F_g]` is each client's own and learns from L_g. k is the smallest rank that keeps a
+    share e of a matrix's squares, and e grows over the rounds. A matrix is sent whole if its factors have
+    more numbers, so e = 1 is exact. The kernel of a convolution is one matrix of O rows. Absent clients
+    receive g itself.
 
-    Public codes keep nothing of a layer where all ranks are needed. They compress weights instead of
-    changes, or convolutions kernel by kernel, in more numbers than the kernels have.
+    Public codes drop a layer where all ranks are needed. They compress weights instead of changes, or
+    convolutions kernel by kernel, in more numbers than the kernels have.
     """
 
     name: ClassVar[str] = "fedkd_wu"
@@ -72,8 +72,7 @@ class FedKD(LocalObjective, SharedModel):
             guides="each",
             needs={"gradients", "features", "server"},
             requires_sync="sends how the shared model has changed since the round before",
-            reach="all clients with their next message: who took part is sent the change, who did not the"
-            " model",
+            reach="all clients, with their next message: participants the change, others the model",
             counts_rounds=self.energy_start != self.energy_end,
         )
 

@@ -1,4 +1,4 @@
-"""Personal models: FedAvg for the client's model w, beside a personal model that answers."""
+"""Personal models: FedAvg for the client's model w, beside a personal model for predictions."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ SHARED_KEY = "shared"
 class PersonalModel(LocalObjective, AuxNetworks, WeightAveraging):
     """Base of strategies whose clients train a personal model beside the averaged one.
 
-    The personal model answers in evaluations unless the hyper-parameter `inference` is ``"shared"``; the
-    accuracy of both is recorded.
+    Evaluations use the personal model unless the hyper-parameter `inference` is ``"shared"``; the accuracy of
+    both is recorded.
     """
 
     eval_models: ClassVar[tuple[str, ...]] = (PERSONAL, SHARED_KEY)
@@ -35,14 +35,14 @@ class PersonalModel(LocalObjective, AuxNetworks, WeightAveraging):
 
         @property
         def inference(self) -> str:
-            """Hyper-parameter: ``"shared"``, or another word for the personal model."""
+            """Hyper-parameter: ``"shared"``, or a name of the personal model."""
 
     def aux_networks(self) -> Mapping[str, AuxNetwork]:
-        """Return the personal model, which begins where w does."""
+        """Return the personal model, with the initial weights of w."""
         return {PERSONAL: AuxNetwork(lambda make: make.like_own())}
 
     def predictor(self, client: ClientView) -> nn.Module | None:
-        """Return the personal model, unless w is to answer."""
+        """Return the personal model, unless evaluations use w."""
         return None if self.inference == SHARED_KEY else self.eval_model(client, PERSONAL)
 
     @property

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 @hyperparameters
 class PFedMe(PersonalModel):
-    """Average w; every client answers with θ, which it finds near w anew for every batch.
+    """Average w; each client finds a personal θ near w anew for every batch.
 
     ::
 
@@ -31,10 +31,10 @@ class PFedMe(PersonalModel):
         w   ← (1 − β) w + β Σ_n S_n w_n / Σ_n S_n
 
     The second line is a step of plain SGD at `training.lr`: other optimisers and momentum are refused. The
-    paper has lr 0.005 and batches of 20. θ has plain SGD of its own, begins every training at the received
-    w, as in the authors' code, and never leaves the client. Means are weighted by samples. Only clients of
-    the round train in it; the authors train all clients in every round, and have a weight decay of 1e-3 that
-    their paper does not mention.
+    paper has lr 0.005 and batches of 20. θ has its own plain SGD, begins every training at the received w, as
+    in the authors' code, and never leaves the client. Means are weighted by samples. Only clients of the
+    round train in it. The authors train all clients in every round, and have an unpublished weight decay of
+    1e-3.
     """
 
     name: ClassVar[str] = "pfedme"
@@ -60,7 +60,7 @@ class PFedMe(PersonalModel):
         return {PERSONAL: AuxNetwork(lambda make: make.like_own(), trained=False, passes=self.personal_steps)}
 
     def fuse(self, knowledge: Knowledge, memory: Mapping[str, np.ndarray]) -> Guidance:
-        """Return w, shared by all, and kept where the server stays behind the mean."""
+        """Return w, shared by all, and stored if the server mixes it with the mean."""
         guidance = super().fuse(knowledge, memory)
         if self.server_share == 1.0:
             return guidance
@@ -72,7 +72,7 @@ class PFedMe(PersonalModel):
         return Guidance(targets=None, shared=mean, memory=mean)
 
     def local_step(self, client: ClientView, guidance: Arrays) -> LocalStep:
-        """Return ``CE(θ) + λ/2 ‖w − θ‖²`` after the steps of θ: its gradient moves w to θ."""
+        """Return ``CE(θ) + λ/2 ‖w − θ‖²`` after the steps of θ; its gradient moves w towards θ."""
         import torch
 
         from fedkd.training import cross_entropy

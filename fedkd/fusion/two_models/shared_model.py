@@ -1,4 +1,4 @@
-"""A small model that all clients share, beside private models of their own."""
+"""A small model that all clients share, beside their private models."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -16,17 +16,17 @@ SHARED_NETWORK = "shared"
 
 @hyperparameters
 class SharedModel(AuxNetworks, AveragedNetwork):
-    """Base of strategies whose server averages a small model that every client trains beside its own.
+    """Base of strategies with an averaged small model, trained beside each client's own.
 
-    Own models may be of any architectures and stay private. The small one begins with the same weights, of a
-    common seed.
+    Own models may have any architecture and stay private. The small model begins with the same weights on all
+    clients.
     """
 
     capabilities: ClassVar[Capabilities] = replace(
         AVERAGED,
         sends="the weights of a small shared model",
         needs={"gradients"},
-        reach="all clients, all the same, with their next message",
+        reach="all clients, the same, with their next message",
         shares_model=False,
     )
 

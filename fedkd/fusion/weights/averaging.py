@@ -34,14 +34,14 @@ AVERAGED = Capabilities(
     guides="all_alike",
     needs={"gradients", "weights", "one_architecture"},
     uses_transfer_set=False,
-    reach="all clients, all the same and as much as each sends, with their next message",
+    reach="all clients, with their next message: the same weights that they send",
     shares_model=True,
 )
 """Capabilities of a strategy that averages all weights of one architecture."""
 
 
 class AveragedNetwork(FusionStrategy):
-    """Base of strategies whose clients send a network, packed, and load the server's.
+    """Base of strategies whose clients send a packed network, and load the server's.
 
     ::
 
@@ -54,7 +54,7 @@ class AveragedNetwork(FusionStrategy):
     exchanged_network: ClassVar[str] = OWN_NETWORK
 
     def exchanges(self, weight: str) -> bool:
-        """Return whether a weight of this name leaves the client."""
+        """Return whether the weight of a name leaves the client."""
         return True
 
     def upload(self, client: ClientView) -> dict[str, np.ndarray]:

@@ -1,4 +1,4 @@
-"""FedALA: each weight of the top layers moves towards the average as far as own samples want."""
+"""FedALA: each weight of the top layers learns how far to move towards the average."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -23,22 +23,22 @@ WINDOW = 10
 
 @hyperparameters
 class FedALA(LocalObjective, WeightAveraging):
-    """Average weights; a client takes over the lower layers, and goes a learned way towards the top ones.
+    """Average weights; clients load the lower layers, and learned shares of the top ones.
 
     ::
 
         ŵ = w_n + Ω ⊙ (w − w_n)                          in the top layers; below them ŵ = w
         Ω ← clip(Ω − η ∇_ŵ CE(ŵ) ⊙ (w − w_n), 0, 1)      batch by batch on some of the client's own samples
 
-    w is the average and w_n the client's model after its last own training. Ω, a number for every weight,
-    begins at 1, where ŵ is the average. The first search lasts until the mean loss of the last 10 passes has
-    a standard deviation below `tolerance`, at most `passes`; later ones take one pass. Samples are drawn anew
+    w is the average and w_n the client's model after its last local training. Ω has a number per weight and
+    begins at 1, where ŵ is the average. The first search ends when the losses of the last 10 passes have a
+    standard deviation below `tolerance`, or after `passes`; later ones take one pass. Samples are drawn anew
     each time; the model is in evaluation mode.
 
-    Names of weights tell layers apart: `a.b.weight` and `a.b.bias` are of the layer `a.b`. The top layer is
-    the one made last, in every model of the zoo the head.
+    Names of weights identify layers: `a.b.weight` and `a.b.bias` belong to `a.b`. The top layer is the last
+    in the model's order, in the zoo the head.
 
-    An average that arrives between two trainings and is replaced leaves w_n and Ω as they were.
+    If a newer average replaces one before the next training, w_n and Ω stay.
     """
 
     name: ClassVar[str] = "fedala"
@@ -68,14 +68,14 @@ class FedALA(LocalObjective, WeightAveraging):
         return super().upload(client)
 
     def before_training(self, client: ClientView) -> None:
-        """Continue from the Ω of the model that training begins with."""
+        """Keep the Ω found for the newest average."""
         found = strip_prefix(FOUND, client.memory)
         client.memory |= add_prefix(RATES, found)
         for name in found:
             del client.memory[FOUND + name]
 
     def apply(self, client: ClientView, guidance: Arrays) -> None:
-        """Load the average as far as Ω says; all of it before the first training."""
+        """Load the average with the shares Ω; in full before the first training."""
         current = client.weights()
         received = current | unpack(guidance, self._exchanged(current))
         own, names = strip_prefix(OWN_PREFIX, client.memory), top_layers(client.trainable(), self.layers)

@@ -1,4 +1,4 @@
-"""FedAsync: the server mixes every model into its own on arrival (arXiv 1903.03934)."""
+"""FedAsync: the server mixes each arriving model into its own (arXiv 1903.03934)."""
 
 from dataclasses import replace
 from typing import Annotated, ClassVar
@@ -13,16 +13,16 @@ from fedkd.plugins import hyperparameters
 
 @hyperparameters
 class FedAsync(LocalObjective, ServerSteps):
-    """Mix a client's model into the server's, the less the older it is.
+    """Mix each client's model into the server's, with less weight the older it is.
 
     ::
 
         y ≈ argmin_w CE(w) + μ/2 ‖w − x_received‖²      `local_epochs` on own samples
         x ← (1 − α s(τ)) x + α s(τ) y                   y began τ versions of x ago
 
-    This is with `asynchronous.buffer` 1. Of K models at once the mean counts: `x ← x + α (1/K) Σ_i s(τ_i)
-    (y_i − x)`. Unlike FedBuff's step, y − x also undoes what others have taught x since the client began,
-    so a client that is always late pulls back in time.
+    This is the case `asynchronous.buffer = 1`. K models enter by their mean: `x ← x + α (1/K) Σ_i s(τ_i) (y_i
+    − x)`. Unlike FedBuff's step, y − x also undoes other clients' progress since the download, so clients
+    that are always late pull x back.
     """
 
     name: ClassVar[str] = "fedasync"

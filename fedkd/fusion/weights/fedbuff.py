@@ -1,4 +1,4 @@
-"""FedBuff: buffered averaging of clients' steps; the server waits for some only (arXiv 2106.06639)."""
+"""FedBuff: the server averages a buffer of clients' updates (arXiv 2106.06639)."""
 
 from dataclasses import replace
 from typing import Annotated, ClassVar
@@ -15,11 +15,11 @@ from fedkd.plugins import hyperparameters
 
 @hyperparameters
 class FedBuff(ServerSteps):
-    """Move the server's model by the mean way that clients have gone, each from where it began.
+    """Add the mean of K clients' buffered updates to the server's model.
 
     ::
 
-        Δ_i = y_i − x at the download        what a client has learned
+        Δ_i = y_i − x at the download        a client's update
         x ← x + η_g (1/K) Σ_i s(τ_i) Δ_i     K uploads, τ_i versions of x old
 
     Without `[asynchronous]` all are of age 0, and at η_g = 1 it is the unweighted mean of the clients'

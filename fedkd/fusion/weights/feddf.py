@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @hyperparameters
 class FedDF(ServerCost, AveragedNetwork):
-    """FedAvg whose average is repaired on the transfer set, and which lets architectures mix.
+    """Average weights per architecture, then distil the ensemble into each average.
 
     ::
 
@@ -30,8 +30,9 @@ class FedDF(ServerCost, AveragedNetwork):
         w_a   ← minimise mean_i KL(softmax(z̄(x_i)) ‖ softmax(z_a(x_i)))  Adam, cosine, early stop
 
     Every client starts its next training from its architecture's newest student, absent clients too.
-    Architectures learn from each other through the ensemble alone, and one without clients in a round keeps
-    its student. All clients of an architecture begin alike. Statistics of normalisation layers are averaged.
+    Architectures learn from each other through the ensemble alone. An architecture without clients in a round
+    keeps its student. All clients of an architecture begin with the same weights. Statistics of normalisation
+    layers are averaged.
 
     The paper stops on labelled validation data; here the distillation loss on held-out transfer samples
     needs no labels.
@@ -45,7 +46,7 @@ class FedDF(ServerCost, AveragedNetwork):
         receives=PACKED,
         guides="each",
         needs={"gradients", "weights", "server"},
-        reach="all clients of the architectures that took part, with their next message",
+        reach="all clients of the participants' architectures, with their next message",
         shares_model=True,
     )
     paper: ClassVar[str] = (

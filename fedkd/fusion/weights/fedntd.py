@@ -1,4 +1,4 @@
-"""FedNTD: local training preserves the received model's answers about the classes that are not true."""
+"""FedNTD: local training preserves the received model's predictions of not-true classes."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ if TYPE_CHECKING:
 
 @hyperparameters
 class FedNTD(LocalObjective, WeightAveraging):
-    """Average weights; in local training, distil the received model's answers about the other classes.
+    """Average weights; locally, distil the received model's predictions of not-true classes.
 
     ::
 
         loss = CE(z, y) + β · τ² · mean_i KL(softmax(ẑ_i^received / τ) ‖ softmax(ẑ_i / τ))
 
-    ẑ are the logits without the true class's, dropped before the softmax: the term leaves that class to the
-    labels. The received model is frozen and in evaluation mode.
+    ẑ are the logits without the true class, which is dropped before the softmax and left to the labels. The
+    received model is frozen and in evaluation mode.
     """
 
     name: ClassVar[str] = "fedntd"

@@ -26,14 +26,13 @@ class Gossip(FusionStrategy):
         z_n ← z_n + Δ_n                     local training, from z_n
         x_n ← Σ_m P_nm x_m,  x_m = w_m z_m + Δ_m
         w_n ← Σ_m P_nm w_m                  masses, which all begin at 1
-        z_n ← x_n / w_n                     what the client goes on with
+        z_n ← x_n / w_n                     the client's new model
 
     P is that of the scenario's `topology`. With Metropolis weights masses stay 1, and this is ``z ← P (z +
-    Δ)``. With push-sum, for directed links, masses correct unequal numbers of receivers. Either
-    way the sum of all x, and so the limit of everyone, is kept. Clients count alike, however many samples
-    they have.
+    Δ)``. With push-sum, for directed links, masses correct unequal numbers of receivers. Either way the sum
+    of all x is constant, and so is the common limit. Clients have equal weights for any numbers of samples.
 
-    Models are mixed among clients of one architecture, from equal first weights. Normalisation statistics
+    Models are mixed among clients of one architecture, from equal initial weights. Normalisation statistics
     are mixed by their masses; counters are the maximum.
     """
 
@@ -47,7 +46,7 @@ class Gossip(FusionStrategy):
         over_graph="mixed",
         needs={"gradients", "weights", "graph"},
         uses_transfer_set=False,
-        reach="the clients that took part, each with the mean of those of its architecture that it hears",
+        reach="the participants, each its mixture with neighbours of the same architecture",
     )
     paper: ClassVar[str] = (
         "Lian et al., Can Decentralized Algorithms Outperform Centralized Algorithms?, NeurIPS 2017, arXiv"
@@ -66,7 +65,7 @@ class Gossip(FusionStrategy):
         assert knowledge.mixing is not None
         mixing, uploads = knowledge.mixing, packs_of(knowledge.payload)
         before = np.concatenate(knowledge.payload[MASS]).astype(np.float64)
-        after = (mixing @ before).astype(np.float32)  # where rows sum to 1, but for rounding, it stays 1
+        after = (mixing @ before).astype(np.float32)  # where rows sum to 1 up to rounding, it stays 1
         personal = []
         for row, mass in zip(mixing, after, strict=True):
             heard = np.flatnonzero(row)
@@ -78,20 +77,20 @@ class Gossip(FusionStrategy):
                     MASS: np.array([mass]),
                 }
             )
-        # Of what is in z, once it is x divided by its mass.
+        # Shares in z, which is x divided by its mass.
         shares = mixing * before
         return Guidance(None, shares / shares.sum(axis=1, keepdims=True), personal=personal)
 
     def apply(self, client: ClientView, guidance: Arrays) -> None:
-        """Go on with z, and keep its mass."""
+        """Load z, and store its mass."""
         client.load_weights(unpack(guidance, client.weights()))
         client.memory[MASS] = np.array(guidance[MASS])
 
 
 def _numerators(weights: Arrays, start: Arrays, trained: set[str], mass: float) -> dict[str, np.ndarray]:
-    """Return x of a client whose mass is not 1, of its weights z + Δ and their start z.
+    """Return x of a client with a mass other than 1, from its weights z + Δ and their start z.
 
-    Statistics are multiplied by the mass: a variance whose step counts more than itself may become negative.
+    Statistics are multiplied by the mass, since a variance plus a weighted step might become negative.
     """
     found = {}
     for name, values in weights.items():

@@ -1,4 +1,4 @@
-"""MOON: local training keeps features near the average model's and off the previous own one's."""
+"""MOON: local training contrasts features with the average's and the previous own model's."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @hyperparameters
 class Moon(LocalObjective, WeightAveraging):
-    """Average weights; in local training, pull features to the received model's, off the last own one's.
+    """Average weights; locally, contrast features with the received and the previous model.
 
     ::
 
@@ -29,8 +29,8 @@ class Moon(LocalObjective, WeightAveraging):
     r are the penultimate features. The paper's classifier sits on a projection of two layers to 256
     features: `projection = 256` among a model's arguments.
 
-    The received model and the client's own after its last training are frozen in evaluation mode, so that
-    their statistics stay. In a client's first training the loss is the cross entropy alone.
+    The received model and the client's previous one are frozen in evaluation mode, so that their statistics
+    stay. In a client's first training the loss is the cross entropy alone.
     """
 
     name: ClassVar[str] = "moon"
@@ -46,7 +46,7 @@ class Moon(LocalObjective, WeightAveraging):
     """τ: the lower, the more the samples count whose features are nearer to the previous model's."""
 
     def upload(self, client: ClientView) -> dict[str, np.ndarray]:
-        """Return the weights, and keep them as the next training's previous ones."""
+        """Return the weights, and store them as the next training's previous model."""
         own = pack(client.weights())
         client.memory |= own
         return own

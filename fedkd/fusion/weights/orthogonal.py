@@ -1,4 +1,4 @@
-"""FOT: an average that keeps out of the subspaces of all clients' inputs of old tasks.
+"""FOT: averages move outside the input subspaces of all clients' old tasks.
 
 Y. F. Bakman, D. N. Yaldiz, Y. H. Ezzeldin and S. Avestimehr, "Federated Orthogonal Training: Mitigating
 Global Catastrophic Forgetting in Continual Federated Learning", ICLR 2024, arXiv 2309.01289.
@@ -13,9 +13,9 @@ With A the inputs of a layer, of all clients side by side, and U ``[n, r]`` the 
 
 ρ is the mean of ρ_c by samples, e(k) the share of the energy (squares) of ``A − U Uᵀ A`` along the first k
 directions. In expectation Y has the energies of A along a fixed direction, but the v_i fit the Ω of Y and
-hold more of Y than of A. So a tenth of the columns, H, is kept apart from the SVD, and measures::
+hold more of Y than of A. So a tenth of the columns, H, is held out of the SVD to measure energy::
 
-    e(k) = Σ_{i ≤ k} ‖v_iᵀ H‖² / ‖H‖²            unbiased, as the v_i know nothing of H's numbers
+    e(k) = Σ_{i ≤ k} ‖v_iᵀ H‖² / ‖H‖²            unbiased, as the v_i are independent of H's numbers
     e(k) = Σ_{i ≤ k} σ_i² / ‖Σ_c Y_c‖²           the authors' code, without H: an overestimate
 
 On permuted MNIST with ε = 0.94 the latter protects 92 % of the energy, and 79 % with sketches of 100 columns.
@@ -67,14 +67,15 @@ def extend_basis(
 ) -> Protected:
     """Return U ``[n, r]`` with the new directions of a task, at most all of the sketch's.
 
-    The sketch is ``Σ_c Y_c``, ``[n, width]``; `left` is ρ, `threshold` ε, and `measure` chooses k. The
-    energy is measured in either case; with `sketch`, of as many directions of the other columns, which hold
-    a little less than the directions taken. A single column, of a layer with one input, measures itself.
+    The sketch is ``Σ_c Y_c``, ``[n, width]``; `left` is ρ, `threshold` ε, and `measure` chooses k. The energy
+    is measured in either case. With `sketch` it is that of as many directions of the other columns, which
+    hold a little less than the chosen directions. A single column, of a layer with one input, measures
+    itself.
     """
     wanted = 1.0 - (1.0 - threshold) / left if left > 0.0 else 0.0
     if wanted <= 0.0 or basis.shape[1] == len(basis):
         return Protected(basis, 1.0 if basis.shape[1] == len(basis) else 1.0 - left)
-    with limit_torch_threads(1):  # how many threads share a sum decides its last bit
+    with limit_torch_threads(1):  # the number of threads decides the last bits of sums
         columns, held = (torch.from_numpy(a.astype(np.float64)) for a in (sketch, basis))
         width = columns.shape[1]
         apart, others = columns.split([-(-width // APART), width - -(-width // APART)], dim=1)

@@ -1,4 +1,4 @@
-"""A model's weights as two flat arrays, which any architecture sends and averages alike."""
+"""A model's weights as two flat arrays, for transport and averages of any architecture."""
 
 from collections.abc import Mapping, Sequence
 
@@ -26,7 +26,7 @@ def pack(weights: Arrays) -> dict[str, np.ndarray]:
 
 
 def unpack(packed: Arrays, like: Arrays) -> dict[str, np.ndarray]:
-    """Return the weights that `pack` made flat, with names, shapes and types of the weights `like`."""
+    """Return packed weights with the names, shapes and types of the weights `like`."""
     start = {PARAMETERS: 0, COUNTERS: 0}
     weights = {}
     for name, values in like.items():
@@ -44,7 +44,7 @@ def packs_of(uploads: Mapping[str, Sequence[np.ndarray]]) -> list[dict[str, np.n
 
 
 def average(uploads: Sequence[Arrays], samples: np.ndarray) -> dict[str, np.ndarray]:
-    """Return the mean of packed weights of one architecture by samples, added in float64.
+    """Return the mean of one architecture's packed weights by samples, summed in float64.
 
     Counters are the maximum. A client without samples `[N]` counts as one.
     """

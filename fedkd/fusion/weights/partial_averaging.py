@@ -1,4 +1,4 @@
-"""Partial averaging: a part of the model is shared, the other part is the client's own.
+"""Partial averaging: one part of the model is shared, the other is personal.
 
 FedPer: Arivazhagan et al., arXiv 1912.00818. FedRep: Collins et al., ICML 2021, arXiv 2102.07078. FedBABU:
 Oh, Kim and Yun, ICLR 2022, arXiv 2106.06042. LG-FedAvg: Liang et al., arXiv 2001.01523.
@@ -33,14 +33,14 @@ class PartialAveraging(WeightAveraging):
 
 @hyperparameters
 class FedPer(PartialAveraging):
-    """Average the bodies; every client's head is its own, and both are trained together.
+    """Average the bodies; every client keeps its own head and trains both together.
 
     ::
 
         w = (body, head_n):   body ← Σ_n S_n body_n / Σ_n S_n,   head_n stays
 
-    Statistics of normalisation layers belong to the body. The head knows the client's classes: look at local
-    accuracy, before and after fusion.
+    Statistics of normalisation layers belong to the body. The head fits the client's classes: compare local
+    accuracy before and after fusion.
     """
 
     name: ClassVar[str] = "fedper"
@@ -51,7 +51,7 @@ class FedPer(PartialAveraging):
 
 @hyperparameters
 class FedRep(LocalObjective, FedPer):
-    """Train the head on the body that came, then the body under the head that is; average the bodies.
+    """Train the head on the received body, then the body under the head; average the bodies.
 
     ::
 
@@ -59,8 +59,8 @@ class FedRep(LocalObjective, FedPer):
         body_n ← `local_epochs` of training the body, head_n as it is now
         body   ← Σ_n S_n body_n / Σ_n S_n
 
-    Unlike in `fedper`, the two are never trained together. Both phases have the scenario's optimiser; the
-    paper has SGD with lr 0.01, momentum 0.5 and batches of 10. A training after the last fusion (`end_with =
+    Unlike in `fedper`, the two are never trained together. Both phases use the scenario's optimiser; the
+    paper has SGD with lr 0.01, momentum 0.5 and batches of 10. Training after the last fusion (`end_with =
     "training"`) is of the head alone.
     """
 
@@ -82,7 +82,7 @@ class FedRep(LocalObjective, FedPer):
 
 @hyperparameters
 class FedBABU(LocalObjective, FedPer):
-    """Train and average the bodies alone; the head stays at the random start that all have in common.
+    """Train and average the bodies; the head stays at the common random initialisation.
 
     ::
 
@@ -90,9 +90,9 @@ class FedBABU(LocalObjective, FedPer):
         body   ← Σ_n S_n body_n / Σ_n S_n
         at last:  body_n, head_n ← some epochs of SGD on both, alone
 
-    The last line personalises, and needs `end_with = "training"`; the round after the last has its accuracy.
-    The paper's SGD has lr 0.1 and momentum 0.9, a tenth of that from the half of the rounds on and a
-    hundredth from three quarters.
+    The last line personalises, and needs `end_with = "training"`; an extra round at the end has its accuracy.
+    The paper's SGD has momentum 0.9 and lr 0.1. The rate drops to a tenth after half of the rounds, and to a
+    hundredth after three quarters.
     """
 
     name: ClassVar[str] = "fedbabu"
@@ -111,17 +111,17 @@ class FedBABU(LocalObjective, FedPer):
 
 @hyperparameters
 class LGFedAvg(PartialAveraging):
-    """Average the heads; every client's body is its own, and bodies may be of any architecture.
+    """Average the heads; every client keeps its own body, of any architecture.
 
     ::
 
         w = (body_n, head):   head ← Σ_n S_n head_n / Σ_n S_n,   body_n stays
 
-    Features have to be equally wide, and share their meaning only as far as the shared head has made them.
-    Mixed architectures begin with client 0's head.
+    Features must have one width; the shared head alone aligns their meaning. Heterogeneous architectures
+    begin with client 0's head.
 
-    Published figures start from a model that FedAvg has trained, and are those of each client's best round
-    by test accuracy; here training begins at the beginning, and every round is told.
+    Published figures start from a model that FedAvg has trained, and take each client's best round by test
+    accuracy. Here training starts from scratch, and every round is reported.
     """
 
     name: ClassVar[str] = "lg_fedavg"

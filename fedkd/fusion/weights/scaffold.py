@@ -1,4 +1,4 @@
-"""SCAFFOLD: averaging of weights whose clients are kept from drifting apart (arXiv 1910.06378)."""
+"""SCAFFOLD: averaging of weights with corrections of client drift (arXiv 1910.06378)."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -18,7 +18,7 @@ STATISTICS, CONTROL, OWN_CONTROL, STEP = "statistics", "control", "own_control",
 
 @hyperparameters
 class Scaffold(LocalObjective, FusionStrategy):
-    """Average weights; correct every local step by how the client's gradient differs from everyone's.
+    """Average weights; correct local steps by control variates against client drift.
 
     ::
 
@@ -27,8 +27,8 @@ class Scaffold(LocalObjective, FusionStrategy):
         x ← x + η_g · mean_n (y_n − x)              over the round's clients
         c ← c + 1/N · Σ_n (c_n⁺ − c_n)              N: all clients of the federation
 
-    The control variates c and c_n estimate the gradient of everyone's data and of the client's own, and start
-    at 0. They need every step to be η times a gradient, hence SGD without momentum. Everyone starts from the
+    The control variates c and c_n estimate the gradient on all data and on the client's own, and start at 0.
+    They need every step to be η times a gradient, hence SGD without momentum. Every client starts from the
     server's newest x and c. Statistics of normalisation layers have no gradient and are averaged plainly.
     """
 
@@ -40,7 +40,7 @@ class Scaffold(LocalObjective, FusionStrategy):
         shapes={STEP: "T", CONTROL: "T", STATISTICS: "S", COUNTERS: "B"},
         receives={PARAMETERS: "T", CONTROL: "T", STATISTICS: "S", COUNTERS: "B"},
         needs=AVERAGED.needs | {"plain_sgd"},
-        reach="all clients, all the same, with their next message",
+        reach="all clients, the same, with their next message",
     )
     paper: ClassVar[str] = (
         "Karimireddy et al., SCAFFOLD: Stochastic Controlled Averaging for Federated Learning, ICML 2020"

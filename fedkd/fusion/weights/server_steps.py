@@ -1,4 +1,4 @@
-"""A server whose model moves by the clients' uploads, and from which clients train."""
+"""A server model that takes steps by clients' uploads, and that clients train from."""
 
 from abc import abstractmethod
 from collections.abc import Mapping
@@ -19,7 +19,7 @@ MODEL, SUM, COUNT, SEEN = "model/", "sum", "count", "seen"
 
 @hyperparameters
 class ServerSteps(FusionStrategy):
-    """Base of strategies whose server takes one step a round, the mean of what each upload would have it do.
+    """Base of strategies whose server takes one step per round, the mean over uploads.
 
     ::
 
@@ -36,7 +36,7 @@ class ServerSteps(FusionStrategy):
         brings_model=True,
         shares_model=False,
         weighs_age=True,
-        reach="all clients, all the same, with every message",
+        reach="all clients, the same, with every message",
     )
 
     def prepare(self, server: ServerModels) -> Guidance:

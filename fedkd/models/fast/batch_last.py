@@ -1,9 +1,9 @@
 """Images with their batch last in memory, and fast layers for them.
 
-CPU vectors hold 8 or 16 numbers. The 6 channels of a LeNet, or rows of 10 pixels, leave them half empty. The
+CPU vectors hold 8 or 16 numbers. The 6 channels of a LeNet, or rows of 10 pixels, fill them only in part. The
 same pixel of 32 images fills them, ``[H, C, W, B]`` in memory. The tensor's shape stays ``[B, C, H, W]``.
 
-Convolutions add in another order than torch's. In float32, outputs and gradients agree with float64 within
+Convolutions sum in another order than torch's. In float32, outputs and gradients agree with float64 within
 1e-4 (``tests/models/test_batch_last.py``); pooling and flattening agree with torch to the bit.
 """
 
@@ -103,7 +103,7 @@ def _windows(images: Tensor, kernel: Sequence[int], padding: tuple[int, int]) ->
 
 
 def _rows_met(windows: Tensor, tall: int, together: int = 1) -> Tensor:
-    """Return the inputs of each row of outputs, ``[H', k · k' · C, W' · B]``: views that overlap.
+    """Return the inputs of each row of outputs, ``[H', k · k' · C, W' · B]``, as overlapping views.
 
     Or those of several rows together, ``[H' / together, (together + k - 1) · k' · C, W' · B]``.
     """
@@ -123,7 +123,7 @@ def _convolve(windows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 
 class _Convolution(torch.autograd.Function):
-    """A convolution with stride 1: each row of outputs, of all images, is one matrix product."""
+    """A convolution with stride 1, as one matrix product per row of outputs of all images."""
 
     @staticmethod
     def forward(
@@ -189,14 +189,14 @@ def _for_images(
 
 
 class HalvingMax(torch.autograd.Function):
-    """Maxima of 2×2 windows of images with the batch last; ties get their gradient as in torch."""
+    """Maxima of 2×2 windows of batch-last images, with torch's gradient of ties."""
 
     @staticmethod
     def forward(ctx: Any, images: Tensor) -> Tensor:
         left, right = _columns(batch_last(images))
         larger = torch.maximum(left, right)
         upper, lower = larger[0::2], larger[1::2]
-        # Differences, not decisions: kernels that take numbers by bits are not vectorised.
+        # Differences, not comparisons: kernels with boolean masks are not vectorised.
         ctx.save_for_backward(right - left, lower - upper)
         ctx.shape = images.shape
         return batch_first(torch.maximum(upper, lower))
@@ -294,6 +294,6 @@ def _columns(rows: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _share(gradient: Tensor, difference: Tensor, first: Tensor, second: Tensor) -> None:
-    """Write a gradient into `second` where a difference is positive, else into `first`; 0 into the other."""
+    """Write a gradient into `second` where a difference is positive, else into `first`; the other gets 0."""
     torch.ops.aten.threshold_backward.grad_input(gradient, difference, 0, grad_input=second)
     torch.sub(gradient, second, out=first)

@@ -44,7 +44,7 @@ class KernelMode(TorchDispatchMode):
 
 
 class FlopCounter(KernelMode):
-    """Counts multiplications and additions of matrix products and convolutions, by torch's own formulas."""
+    """Counts operations of matrix products and convolutions by torch's formulas."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""The form of every model of the zoo: a body that makes features, and a linear head."""
+"""The form of all zoo models: a body for features, and a linear head."""
 
 from typing import ClassVar
 
@@ -8,7 +8,7 @@ from fedkd.errors import UserError, refuse_if
 
 
 class Classifier(nn.Module):
-    """A classifier whose penultimate features ``[B, F]``, made by its body, can be read."""
+    """A classifier with access to the penultimate features ``[B, F]`` of its body."""
 
     recordable: ClassVar[bool] = True
 
@@ -31,9 +31,9 @@ def projecting(
 ) -> Classifier:
     """Return a classifier of a body with features ``[B, width]``, optionally with a two-layer projection.
 
-    As in Chen et al., "A Simple Framework for Contrastive Learning of Visual Representations", ICML 2020, and
-    in MOON: a layer of the features' width, ReLU, and a layer of `projection` outputs (0: none) below the
-    head, part of the body.
+    The projection is a layer of the features' width, ReLU, and a layer of `projection` outputs (0: none), as
+    part of the body. So in Chen et al., "A Simple Framework for Contrastive Learning of Visual
+    Representations", ICML 2020, and in MOON.
     """
     if type(projection) is not int or projection < 0:
         raise UserError(f"projection must be ≥ 0, got {projection!r}", key="clients.args")

@@ -16,7 +16,7 @@ def cnn(
     dropout: float = 0.0,
     projection: int = 0,
 ) -> Classifier:
-    """Return the CNN of FedAvg: 32 and 64 5×5 convolutions, each with 2×2 max-pooling, then 512 units.
+    """Return the CNN of FedAvg: 32 and 64 5×5 convolutions with 2×2 max-pooling, then 512 units.
 
     McMahan et al., "Communication-Efficient Learning of Deep Networks from Decentralized Data", AISTATS 2017
     (1,663,370 parameters on 28×28 digits).

@@ -14,10 +14,10 @@ class Generator(nn.Module):
     """Makes samples with mean 0 and variance 1 in every channel or feature, like normalised data.
 
     Its last layer normalises over a batch, so a sample depends on its whole batch and is made in training
-    mode. Images grow from a quarter of their sides by two steps of doubling, each followed by a 3×3
-    convolution (Radford et al. 2016, with upsampling in place of transposed convolutions); vectors come from
-    two hidden layers, of 8 and 16 times `width` units. `width` is the number of channels of the last hidden
-    layer of images, twice as many before. `noise` is the length of a noise vector.
+    mode. Images start at a quarter of their size. Two steps of doubling follow, each with a 3×3 convolution
+    (Radford et al. 2016, with upsampling in place of transposed convolutions). Vectors come from two hidden
+    layers, of 8 and 16 times `width` units. For images, `width` is the number of channels of the last hidden
+    layer; earlier layers have twice as many. `noise` is the length of a noise vector.
     """
 
     recordable: ClassVar[bool] = True

@@ -8,11 +8,11 @@ from fedkd.models.zoo.classifier import Classifier, image_shape, projecting
 
 
 def lenet(input_shape: tuple[int, ...], classes: int, *, projection: int = 0) -> Classifier:
-    """Return LeNet-5: 6 and 16 5×5 convolutions, each with 2×2 pooling, then 120 and 84 units.
+    """Return LeNet-5: 6 and 16 5×5 convolutions with 2×2 pooling, then 120 and 84 units.
 
     LeCun et al., "Gradient-Based Learning Applied to Document Recognition", Proc. IEEE 1998, with ReLU and
-    max-pooling. LeNet-5 reads 32×32 images, so a smaller one is padded by 2 (28×28: 61,706 parameters);
-    where the second convolution would see less than 14×14 it is padded too, so that 8×8 images work.
+    max-pooling. LeNet-5 reads 32×32 images, so smaller ones are padded by 2 (28×28: 61,706 parameters). The
+    second convolution pads inputs below 14×14, so that 8×8 images work.
 
     Args:
         projection: Width of a two-layer projection below the head, for `moon`, whose paper has 256; 0: none.

@@ -27,7 +27,7 @@ def mlp(
     Args:
         hidden: Width of each hidden layer; empty gives a linear classifier.
         dropout: Probability of dropping a hidden unit in training.
-        bias: True for layers with biases; the networks of subspace learners' papers have none.
+        bias: True for layers with biases; papers on subspace learners use networks without.
         projection: Width of a two-layer projection below the head, for `moon`, whose paper has 256; 0: none.
     """
     check_dropout(dropout)

@@ -59,9 +59,9 @@ def resnet20(
     """Return the 20-layer residual network for small images: three blocks a stage, 0.27 M parameters.
 
     He et al., "Deep Residual Learning for Image Recognition", CVPR 2016, section 4.2: stages of 16, 32 and 64
-    channels, shortcuts without parameters. Batch statistics of non-IID shards disagree (Hsieh et al., "The
-    Non-IID Data Quagmire of Decentralized Machine Learning", ICML 2020), so GroupNorm replaces BatchNorm by
-    default, with two groups as in Reddi et al., "Adaptive Federated Optimization", ICLR 2021.
+    channels, shortcuts without parameters. GroupNorm replaces BatchNorm by default, with two groups as in
+    Reddi et al., "Adaptive Federated Optimization", ICLR 2021. Batch statistics of non-IID shards disagree:
+    Hsieh et al., "The Non-IID Data Quagmire of Decentralized Machine Learning", ICML 2020.
 
     Args:
         norm: ``"group"`` or ``"batch"``.

@@ -7,7 +7,7 @@ from fedkd.report.page import figure as plot
 from fedkd.report.page.cost import known
 from fedkd.report.page.figure import Figure, Trace, line
 from fedkd.report.page.page import Page, Section
-from fedkd.report.page.record import MOMENTS, SPLITS, TEST_DATA, RunRecord
+from fedkd.report.page.record import MOMENTS, SPLITS, RunRecord, test_data
 from fedkd.report.page.run import final_mean
 from fedkd.report.page.stream import average_so_far, outcome_of
 from fedkd.report.tables import Cell, Table
@@ -110,7 +110,8 @@ def _accuracy(runs: Mapping[str, RunRecord]) -> Iterator[Figure]:
         if data:
             more = "" if few else " After fusion; the CSV also has the values before fusion."
             columns, layout = ["run", "round", "moment", "accuracy"], plot.over_rounds("accuracy (%)")
-            caption = f"Means over clients, {TEST_DATA[split]}.{more}"
+            tested = test_data(split, [record.scenario for record in runs.values()])
+            caption = f"Means over clients, {tested}.{more}"
             yield Figure(f"accuracy-{split}", where.capitalize(), columns, rows, data, layout, caption, 420)
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from fedkd.report.chart import looks
 from fedkd.report.page import figure as plot
 from fedkd.report.page.figure import MAIN, SECOND, Figure, Trace, line
-from fedkd.report.page.record import MOMENTS, SPLITS, TEST_DATA, RunRecord, Series
+from fedkd.report.page.record import MOMENTS, SPLITS, RunRecord, Series, test_data
 
 ALL_IN_BAND = 10  # below this number of clients, a band spans the lowest to the highest
 THIN: dict[str, Any] = {"width": 1.2, "mode": "lines", "opacity": 0.8}  # of all lines except the mean
@@ -67,7 +67,7 @@ def _how_to_read(record: RunRecord, split: str, spread: str, architectures: bool
     when = " after fusion" if record.fused else ""
     over = ", over the tasks so far" if record.scenario.continual is not None else ""
     told = [
-        f"Accuracy {TEST_DATA[split]}{over}.",
+        f"Accuracy {test_data(split, [record.scenario])}{over}.",
         "Before fusion: after local training." * record.fused,
         f"The band spans the clients{when} ({spread})." if spread else "",
         f"Each architecture has the mean of its clients{when}." if architectures else "",

@@ -1,7 +1,7 @@
 """The record of a run folder, finished or not, read without plug-ins."""
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -13,6 +13,7 @@ import numpy as np
 from fedkd.errors import UserError
 from fedkd.models import architecture_names, client_models
 from fedkd.plan import DEFAULT_NEIGHBOURS, Schedule, counted_clients, separately_measured_models
+from fedkd.report.metrics import sample_note
 from fedkd.scenario import Scenario, read_scenario, read_toml
 from fedkd.storage import InvalidJson, parse_json
 from fedkd.tracking import (
@@ -37,6 +38,12 @@ TEST_DATA = {
 }
 
 ROW: Any = {"round": int, "task": int | None, "split": str, "metric": str, "value": int | float | None}
+
+
+def test_data(split: str, scenarios: Iterable[Scenario]) -> str:
+    """Word the test samples behind the accuracies of runs."""
+    parts = [scenario.evaluate for scenario in scenarios if isinstance(scenario.evaluate, int)]
+    return TEST_DATA[split] + (sample_note(parts) if split == "global" else "")
 
 
 @dataclass(frozen=True)

@@ -21,8 +21,8 @@ MASKS = {"free_share": "free share", "overlap": "overlap with earlier masks", "d
 STORED = {"stored_bytes": "stored", "peak_bytes": "peak"}
 REGIME, REGIMES = "regime/", {1: "R1, no forgetting", 2: "R2, forward", 3: "R3, backward"}
 SHOWN_ELSEWHERE = (
-    "loss", "agreement", "guidance_kl", "effective_neighbours", "guided_clients", "knowledge_cache_bytes",
-    "bytes_sent", "bytes_received", "bytes_per_link", "links",
+    "loss", "agreement", "guidance_kl", "effective_neighbours", "guided_clients",
+    "test_samples", "knowledge_cache_bytes", "bytes_sent", "bytes_received", "bytes_per_link", "links",
 )  # fmt: skip
 Values = Mapping[tuple[int, int], float]  # round and task to the mean over clients
 

@@ -43,7 +43,7 @@ class StepSeconds:
 def benchmark_executors(
     jobs: Sequence[TrainJob], together: int, clock: ClockFunction = time.perf_counter, *, fast: bool = True
 ) -> StepSeconds | None:
-    """Return the median seconds of a step both ways; None: no two jobs can run together, or one fails."""
+    """Return the median seconds of a step both ways; None: jobs cannot run together, or one fails."""
     if len(jobs) < 2 or any(kind_of(job) is None for job in jobs):
         return None
     loop, vectorised = LoopExecutor(Replays(patience=0), fast=fast), VectorisedExecutor(together)

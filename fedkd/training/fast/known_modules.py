@@ -1,7 +1,8 @@
-"""Recordable code only computes, with the same results for the same tensors.
+"""Recordable modules: pure computations on tensors.
 
-A class declares ``recordable: ClassVar[bool] = True`` to allow recorded training steps. A derived class with
-more code must declare it again.
+Recordable code gives the same results for the same tensors, and has no other effect. A class declares
+``recordable: ClassVar[bool] = True`` to allow recorded training steps. A derived class with more code must
+declare it again.
 """
 
 from torch import nn
@@ -18,7 +19,7 @@ def all_recordable(model: nn.Module) -> bool:
 
 
 def is_recordable(module: nn.Module) -> bool:
-    """Return whether a module is torch's or declares itself recordable, and has no hook or patch."""
+    """Return whether a module, torch's or declared recordable, is free of hooks and patches."""
     return (
         f"{type(module).__module__}.".startswith(TORCH) or declares_recordable(module)
     ) and not reached_into(module)
@@ -27,8 +28,8 @@ def is_recordable(module: nn.Module) -> bool:
 def declares_recordable(part: object, *methods: str) -> bool:
     """Return whether a class declares itself recordable, or inherits that.
 
-    A class that overrides none of the `methods` of a step inherits the declaration. Without `methods`, each
-    class declares for itself.
+    A class inherits the declaration unless it overrides one of the `methods` of a step. Without `methods`,
+    each class declares for itself.
     """
     for cls in type(part).__mro__:
         own = vars(cls)

@@ -1,4 +1,4 @@
-"""CPU functions that are one kernel of a recorded step: a recording would miss NumPy's work."""
+"""CPU functions as single kernels of a recorded step, since recordings miss NumPy's work."""
 
 from collections.abc import Callable
 from typing import Any
@@ -24,5 +24,5 @@ def kernel_decorator(signature: str) -> Callable[[Callable[..., Any]], Callable[
 
 
 def function_of(kernel: Any) -> Callable[..., Any]:
-    """Return the function of one of our kernels; of any other, the kernel itself."""
+    """Return the function of one of our kernels; other kernels are returned unchanged."""
     return _FUNCTIONS.get(kernel, kernel)

@@ -1,4 +1,4 @@
-"""Recordings of a step's kernels below autograd, to be run once more; tensors are referenced weakly."""
+"""Recordings of a step's kernels below autograd, for replay; tensors are referenced weakly."""
 
 import operator
 from collections.abc import Callable, Mapping, Sequence
@@ -34,7 +34,7 @@ METHODS = {
 
 
 class DecidedOtherwiseError(Exception):
-    """A step branches differently from its recording; it has changed nothing yet."""
+    """A step branches differently from its recording, before any change."""
 
 
 class Recording:
@@ -50,14 +50,14 @@ class Recording:
 
 
 def record(step: Step, tensors: Sequence[Tensor]) -> tuple[list[Tensor], Recording | None]:
-    """Take a step and record its kernels, given all its tensors; None: it cannot be replayed."""
+    """Take a step and record its kernels; None: it cannot be replayed."""
     recorder = _Recorder(tensors)
     with recorder:
         told = step()
     try:
         graph = _graph(recorder, len(tensors), told)
         return told, None if graph is None else Recording(graph)
-    except Exception:  # a kernel with an argument that cannot be written down, such as a generator
+    except Exception:  # a kernel with an argument that cannot be recorded, such as a generator
         return told, None
 
 
@@ -82,12 +82,12 @@ class _Call:
 
 
 class _Recorder(KernelMode):
-    """Records every kernel below autograd, given the tensors that are there before."""
+    """Records every kernel below autograd, given the tensors that exist before."""
 
     def __init__(self, tensors: Sequence[Tensor]) -> None:
         super().__init__()
         self.calls: list[_Call] = []
-        # Weak keys: a later tensor may have the id of one that is gone.
+        # Weak keys: a later tensor may reuse the id of a deleted one.
         self._numbers = WeakTensorKeyDictionary()
         self._count = len(tensors)
         self._outside = {tensor.untyped_storage().data_ptr() for tensor in tensors}
@@ -120,7 +120,7 @@ class _Recorder(KernelMode):
 
 def _written(kernel: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Tensor]:
     schema = kernel_schema(kernel)
-    if "batch_norm" in schema.name:  # some of its kernels do not say that they change statistics
+    if "batch_norm" in schema.name:  # some of its kernels do not declare their changes of statistics
         written: list[Any] = [*args, *kwargs.values()]
     else:
         by_place = zip(schema.arguments, args, strict=False)
@@ -130,7 +130,7 @@ def _written(kernel: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> lis
 
 
 def _looks(kernel: Any, tensors: Sequence[Tensor]) -> bool:
-    if kernel is _INDEX:  # the shape of what is found depends on masks alone
+    if kernel is _INDEX:  # the shape of its result depends on masks alone
         return any(tensor.dtype in (torch.bool, torch.uint8) for tensor in tensors[1:])
     return any(tag in kernel.tags for tag in _READS_VALUES)
 
@@ -152,7 +152,7 @@ def _graph(recorder: _Recorder, inputs: int, told: Sequence[Tensor]) -> Graph | 
     changed = False
 
     def known(number: _Number) -> Any:
-        return nodes[number.value]  # a tensor that comes from elsewhere ends it all
+        return nodes[number.value]  # an unknown tensor makes the recording useless
 
     for call in recorder.calls:
         args, kwargs = tree_map_only(_Number, known, (call.args, call.kwargs))
@@ -202,7 +202,7 @@ def _insist(value: Tensor, expected: bool) -> None:
 
 
 def _name(nodes: dict[int, Any], graph: Graph, node: Node, result: Any) -> None:
-    """Note which node makes which tensor; tensors that are changed in place keep their node."""
+    """Map a tensor to the node that makes it; in-place changes keep the node."""
     if isinstance(result, _Number):
         nodes.setdefault(result.value, node)
     elif isinstance(result, tuple | list):

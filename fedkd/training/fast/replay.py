@@ -1,4 +1,4 @@
-"""Steps recorded once, kernel by kernel, and replayed to the same bits without autograd's overhead."""
+"""Steps recorded once, kernel by kernel, and replayed bit for bit without autograd's overhead."""
 
 from collections.abc import Callable, Hashable, Sequence
 from itertools import count
@@ -21,9 +21,9 @@ TRIALS = 64
 class Replays:
     """Recordings of steps by their kind, made after `patience` steps (None: `PATIENCE`).
 
-    A recording is used only after it has reproduced one step bit for bit, on another batch than its own.
-    Steps with undeclared tensors or values are never replayed. Steps may branch on booleans before they
-    change anything; a step that branches differently from its recording is taken.
+    A recording is used only after it has reproduced one step of another batch bit for bit. Steps with
+    undeclared tensors or values are never replayed. Steps may branch on booleans before their first change; a
+    step that branches differently runs without the recording.
     """
 
     def __init__(self, patience: int | None = None) -> None:
@@ -37,7 +37,7 @@ class Replays:
         self._astray: dict[Hashable, int] = {}
 
     def number(self, kind: Hashable) -> int:
-        """Return a number for a kind, the same for equal ones, which is quicker to hash."""
+        """Return a number for a kind, equal for equal kinds and quicker to hash."""
         if kind not in self._numbers:
             if len(self._numbers) >= MOST:
                 self._forget()
@@ -59,7 +59,7 @@ class Replays:
         """Replay a step and return its result; None: no recording fits.
 
         Steps of equal `kind` run the same kernels on tensors of the same shapes and layouts. `changed` are
-        the tensors that it may change in place, `read` its others, always in one order.
+        the tensors that it may change in place, `read` all others, in a fixed order.
         """
         recording = self._proved.get(kind)
         if recording is None:
@@ -81,8 +81,8 @@ class Replays:
         read: Sequence[Tensor],
         intact: Callable[[], bool] = lambda: True,
     ) -> list[Tensor]:
-        """Take a step, record it if it is time; `intact`: whether the next has the same tensors."""
-        if kind in self._refused or kind in self._proved:  # proved: this one was decided otherwise
+        """Take a step, and record it if due; `intact`: whether the next has the same tensors."""
+        if kind in self._refused or kind in self._proved:  # proved: this step branched differently
             return step()
         if kind in self._unproved:
             return self._prove(kind, step, changed, read)
@@ -92,7 +92,7 @@ class Replays:
         if len(self._proved) >= MOST:
             self._forget()
         told, recording = record(step, [*changed, *read])
-        if not intact():  # it did something besides, of which the kernels say nothing
+        if not intact():  # it replaced tensors, which its kernels do not show
             return told
         if recording is None:
             self._refused.add(kind)
@@ -107,9 +107,9 @@ class Replays:
         draws = torch.get_rng_state()
         try:
             replayed = [*_copies(recording.replay([*changed, *read])), *_copies(changed)]
-        except DecidedOtherwiseError:  # of this step it says nothing
+        except DecidedOtherwiseError:  # it does not cover this step
             return step()
-        except Exception:  # whatever it is, a step that is taken does not depend on it
+        except Exception:  # a failed replay must not fail the step
             replayed = []
         del self._unproved[kind]
         drawn = torch.get_rng_state()

@@ -9,7 +9,7 @@ from threadpoolctl import ThreadpoolController
 
 
 def thread_pools() -> ThreadpoolController:
-    """Return the process's thread pools, searched (3 ms) only after more modules were imported."""
+    """Return the process's thread pools; new imports trigger a new search (3 ms)."""
     return _found(len(sys.modules))
 
 
@@ -20,6 +20,6 @@ def _found(modules: int) -> ThreadpoolController:
 
 @contextmanager
 def one_blas_thread() -> Iterator[None]:
-    """Do the block's matrix products on one thread: the split among threads decides a sum's last bit."""
+    """Use one thread for matrix products in the block: a split among threads changes last bits."""
     with thread_pools().limit(limits=1, user_api="blas"):
         yield

@@ -1,4 +1,4 @@
-"""torch's optimisers without its compiler, whose import costs a second and tens of megabytes."""
+"""torch's optimisers without its compiler, which costs a second and tens of megabytes to import."""
 
 import functools
 import inspect
@@ -13,7 +13,7 @@ Optimizers = TypeVar("Optimizers", bound=Optimizer)
 
 @functools.cache
 def uncompiled_class(optimizer: type[Optimizers]) -> type[Optimizers]:
-    """Return the unwrapped class of one of torch's optimisers, the same to the last bit."""
+    """Return the unwrapped class of a torch optimiser, with equal results bit for bit."""
     guarded = ("add_param_group", "zero_grad", "state_dict", "load_state_dict")
     own: dict[str, Any] = {name: inspect.unwrap(getattr(optimizer, name)) for name in guarded}
     own["step"] = _without_gradients(inspect.unwrap(optimizer.step))

@@ -22,12 +22,13 @@ Tensors = dict[str, Tensor]
 
 
 class VectorisedExecutor:
-    """Runs jobs of equal kind, shapes, optimiser, epochs and batch size together, and others in a loop.
+    """Runs jobs of equal kind, shapes and settings together, and others in a loop.
 
-    Each model sees its own batches in its own order. Sums have another order than in the loop; the same jobs
-    together give the same bits. The loop takes jobs with rules that change steps, early stopping, accumulated
-    gradients or a schedule over steps. It also takes those that `vmap` cannot run: dropout, changed buffers,
-    a loss that branches on values. `together` is the most jobs at a time.
+    Each model sees its own batches in its own order. Sums are in another order than in the loop, but the same
+    jobs together give the same bits. Optimiser, epochs and batch size must be equal too. The loop takes jobs
+    with rules that change steps, early stopping, accumulated gradients or a schedule over steps. It also
+    takes jobs that `vmap` cannot run: dropout, changed buffers, a loss that branches on values. `together` is
+    the most jobs at a time.
     """
 
     def __init__(self, together: int, *, fast: bool = True) -> None:
@@ -80,7 +81,7 @@ class NotForVmapError(Exception):
 
 
 def kind_of(job: TrainJob) -> Hashable | None:
-    """Return a key that is equal for jobs that can run together; None: the loop runs this one."""
+    """Return a key, equal for jobs that can run together; None: the loop runs this job."""
     steps_as_they_are = job.rules is None or job.rules.idle
     if job.kind is None or not steps_as_they_are or job.early_stopping is not None:
         return None
@@ -94,7 +95,7 @@ def kind_of(job: TrainJob) -> Hashable | None:
 def fit_together(jobs: Sequence[TrainJob]) -> list[FitResult | Exception]:
     """Train models of one `kind_of` in place; `NotForVmapError` if they cannot run together."""
     size = jobs[0].batch_size
-    # The longest jobs first, so that jobs with batches left stay in front and no weight moves.
+    # The longest jobs first: jobs with batches left stay in front, and no weight moves.
     samples = [len(job.arrays[0]) for job in jobs]
     places = sorted(range(len(jobs)), key=lambda place: divmod(samples[place], size), reverse=True)
     group = _Group([jobs[place] for place in places])
@@ -105,7 +106,7 @@ def fit_together(jobs: Sequence[TrainJob]) -> list[FitResult | Exception]:
 
 
 class _Group:
-    """Jobs that are run together, those with the most batches first."""
+    """Jobs run together, those with the most batches first."""
 
     def __init__(self, jobs: Sequence[TrainJob]) -> None:
         self._jobs = jobs
@@ -274,7 +275,7 @@ class _Group:
 
 
 class _Loss(nn.Module):
-    """A job's loss and its model as one module, whose parameters can be given for a call."""
+    """A job's loss and its model as one module, for calls with given parameters."""
 
     def __init__(self, job: TrainJob) -> None:
         super().__init__()

@@ -348,3 +348,8 @@ def test_forgetting_covers_counted_clients_that_learned_the_task():
     mean, number = forgotten(outcome, test)
     np.testing.assert_allclose(mean, [0.6, (0.2 + 0.1) / 2], atol=1e-12)
     assert number == [1, 2]
+
+
+def test_a_part_of_the_test_set_is_in_the_caption(make_run):
+    page = write_report([make_run(changes={"evaluate": 40})]).read_text()
+    assert page.count("on the common test set, before the last round on 40 of its samples.") == 1

@@ -1,7 +1,7 @@
-"""Training steps of CUBER in which a weight moves in coordinates of the protected subspace.
+"""Training steps of CUBER in coordinates of the protected subspace.
 
-The pending change is added to the weight when an epoch ends, or before anything else changes the weight.
-Decisions on regimes come before any change, so that a recorded step can insist on them.
+The pending change is added to the weight at the end of an epoch, or before any other change of the weight.
+Regimes are decided before any change, so that a recorded step can check them.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class CoordinateSteps(FactoredSteps["CUBER"]):
     """Steps of `CUBER` on a CPU: by plain SGD, weights of layers with tasks in R3 move in coordinates."""
 
     def applies(self, learner: CUBER, memory: LayerMemory) -> bool:
-        """Return whether the filtered gradient, times the learning rate, is a weight's only change so far.
+        """Return whether projected SGD steps are a weight's only changes so far.
 
         The first step of an epoch shows whether anything else takes part (`_parts_of`).
         """
@@ -46,7 +46,7 @@ class CoordinateSteps(FactoredSteps["CUBER"]):
         return not (learner.overrides("penalty") or isinstance(learner, StepObserver))
 
     def factored_weight(self, learner: CUBER, memory: LayerMemory) -> FactoredWeight | None:
-        """Return what scales inputs instead of the weight, in coordinates where these apply."""
+        """Return the weight in factored form, in coordinates where these apply."""
         region = memory.trust_region(memory.context.task)
         if region is None or not memory.flexible or not self.applies(learner, memory):
             return super().factored_weight(learner, memory)
@@ -65,7 +65,7 @@ class CoordinateSteps(FactoredSteps["CUBER"]):
         return FactoredWeight.make(weight, effective, most, coordinates)
 
     def gradients(self, learner: CUBER, context: LearnerContext, gradients: Tensors) -> Tensors:
-        """Return gradients outside of what is protected, and that of λ; coordinates take their step."""
+        """Return gradients outside protected directions, with the λ term; coordinates take their step."""
         flexible = {
             memory.layer.weight_name: memory
             for memory in layer_memories(context)
@@ -85,7 +85,7 @@ class CoordinateSteps(FactoredSteps["CUBER"]):
     def _decide(
         self, learner: CUBER, flexible: dict[str, LayerMemory], gradients: Tensors
     ) -> dict[str, GradientParts]:
-        """Move tasks in R3 that disagree with a step to R2; return the gradients in coordinates."""
+        """Move R3 tasks that disagree with a step to R2; return the gradients in coordinates."""
         parts: dict[str, GradientParts] = {}
         agreements: dict[str, Agreement] = {}
         for name, memory in flexible.items():
@@ -118,7 +118,7 @@ class CoordinateSteps(FactoredSteps["CUBER"]):
 
 
 def settle(memory: LayerMemory) -> None:
-    """Add the pending change to a weight that moves in coordinates, and have it move as a whole."""
+    """Add the pending change to a weight, and leave coordinates."""
     weight = _weight_in_coordinates(memory)
     if weight is None:
         return
@@ -129,7 +129,7 @@ def settle(memory: LayerMemory) -> None:
 
 
 def _parts_of(memory: LayerMemory, gradient: Tensor) -> GradientParts | None:
-    """Return the gradient of a step in two parts; None: the weight moves plainly from now on."""
+    """Return the gradient of a step in two parts; None: the weight leaves coordinates."""
     weight = _weight_in_coordinates(memory)
     if weight is None:
         return None
@@ -143,7 +143,7 @@ def _parts_of(memory: LayerMemory, gradient: Tensor) -> GradientParts | None:
 
 
 def _moves_whole(memory: LayerMemory) -> str:
-    """Return the step cache's name of a note: more than its own gradient changes the weight."""
+    """Return the step cache's name for the mark that a weight left coordinates."""
     return f"settled/{memory.layer.name}"
 
 

@@ -95,7 +95,7 @@ class Scaling:
         return (self._with_scales(outer @ plain, back) if for_inputs else None), gradients
 
     def factors(self, outer: Tensor, saved: Saved) -> Factors:
-        """Return the factors of w's gradient, which goes past the scales."""
+        """Return the factors of w's gradient, which bypasses the scales."""
         return Factors(outer, saved.inputs, saved.inside)
 
     def _save(self, inputs: Tensor) -> Saved:
@@ -150,7 +150,7 @@ class LearnedScaling(Scaling):
 
 
 class FactoredWeight(Tensor):
-    """Stands in for the weight of a linear layer in training steps, and knows its gradient's factors.
+    """Replaces the weight of a linear layer in training steps, and holds its gradient's factors.
 
     `F.linear` of few inputs never forms the effective weight; all other functions get it.
     """
@@ -181,7 +181,7 @@ class FactoredWeight(Tensor):
         return [self.plain, *([] if self.scaling is None else self.scaling.tensors)]
 
     def remember(self, gradient: Tensor, factors: Factors) -> None:
-        """Note that w's gradient is the product of these factors."""
+        """Record that w's gradient is the product of these factors."""
         held = gradient.detach()  # another reference to the gradient itself would have autograd copy it
         self._product = held, tensor_version(held), factors
 
@@ -229,7 +229,7 @@ def _linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor
 
 
 class _FactoredLinear(torch.autograd.Function):
-    """``x w̃ᵀ + b``; the gradient of w goes past the scales, as that of w alone."""
+    """``x w̃ᵀ + b``; the gradient of w bypasses the scales."""
 
     @staticmethod
     def forward(

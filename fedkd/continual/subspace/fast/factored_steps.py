@@ -1,4 +1,4 @@
-"""Training steps of GPM and TRGP with factored gradients, decided on once an epoch for each layer."""
+"""Training steps of GPM and TRGP with factored gradients, chosen per layer once an epoch."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, TypeVar
@@ -19,10 +19,10 @@ G = TypeVar("G", bound="GPM")
 
 
 class FactoredSteps(StepForm[G]):
-    """Steps of `GPM`, and of learners that scale subspaces besides."""
+    """Steps of `GPM` and of learners that also scale subspaces."""
 
     def parameters(self, learner: G, context: LearnerContext) -> Tensors:
-        """Return factored weights of the layers that have few inputs, effective weights of the others."""
+        """Return factored weights of layers with few inputs, effective weights of the others."""
         cache, weights = context.step_cache, {}
         assert cache is not None
         for memory in layer_memories(context):
@@ -56,7 +56,7 @@ class FactoredSteps(StepForm[G]):
         return FactoredWeight.make(weight, lambda: region.scaled(weight, through=through), most, scaling)
 
     def gradients(self, learner: G, context: LearnerContext, gradients: Tensors) -> Tensors:
-        """Return gradients outside of what is protected, products of their factors where these are known."""
+        """Return gradients outside protected directions, from their factors where known."""
         projected = {}
         for memory in layer_memories(context):
             name = memory.layer.weight_name
@@ -69,7 +69,7 @@ class FactoredSteps(StepForm[G]):
 
 
 def max_inputs(memory: LayerMemory, scaled: int = 0, rank: int | None = None) -> int:
-    """Return the largest number of inputs that cost less to transform than the weight and its gradient.
+    """Return the largest number of inputs at which factors are cheaper than the weight.
 
     It is 0 for a convolution. `scaled` directions are those of the weight's scales; `rank` counts the
     columns of projections, None those of the memory's.
@@ -84,7 +84,7 @@ def max_inputs(memory: LayerMemory, scaled: int = 0, rank: int | None = None) ->
 
 
 def _basis_and_places(memory: LayerMemory, region: TrustRegion) -> tuple[Tensor, Sequence[Tensor]]:
-    """Return a basis with all columns of a region, the projection's where it suffices, and their places."""
+    """Return a basis with all columns of a region, if possible the projection's, and their places."""
     projection = memory.projection
     if projection.onto or projection.basis.shape[1] != memory.basis.shape[1]:
         return region.basis, region.places

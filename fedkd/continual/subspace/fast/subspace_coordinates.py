@@ -1,4 +1,4 @@
-"""Subspace coordinates: steps in which a weight moves within the subspaces that it is scaled in.
+"""Subspace coordinates: steps of a weight within its scaled subspaces.
 
 With B ``[n, r]`` the orthonormal columns of a layer's protected directions, plain gradient steps change
 ``w B`` ``[out, r]`` by products of few inputs: ``∇ B = δᵀ (X' B)``. So within the span of B the weight keeps
@@ -100,13 +100,13 @@ class SubspaceCoordinates(Scaling):
         return Factors(outer, inputs, saved.inside, saved.inputs)
 
     def parts(self, factors: Factors) -> GradientParts:
-        """Return the gradient that is the product of these factors, which have to come from here."""
+        """Return the gradient, in parts, from factors that this object made."""
         assert factors.inside is not None and factors.outside is not None
         across = factors.outputs.T
         return GradientParts(across @ factors.outside, across @ factors.inside)
 
     def agreement(self, parts: GradientParts) -> Agreement:
-        """Return the terms that decide which flexible tasks agree with a gradient."""
+        """Return the terms that decide the agreement of flexible tasks with a gradient."""
         outside, inside = parts.outside.view(-1), parts.inside.view(-1)
         products = torch.addmv(torch.mv(self._stored, outside), self._stored_inside, inside)
         if not self._compares:
@@ -117,13 +117,13 @@ class SubspaceCoordinates(Scaling):
         """Take the part ``G B`` ``[out, r]`` of a step, held back: ``d_j ← max(0, 1 − lr λ / ‖d_j‖) d_j``.
 
         d_j is the distance from the task's start in the subspace of the flexible task j, one task after
-        another. Columns that other tasks protect get nothing of the gradient.
+        another. Columns that other tasks protect stay.
         """
         columns = self._groups, self._members
         hold_back(self._coordinates, self._centre, inside, self._pace, *columns, self._reach)
 
     def pending(self) -> Tensor:
-        """Return the change ``[out, n]`` that the weight still lacks."""
+        """Return the pending change ``[out, n]`` of the weight."""
         return (self._coordinates - self._known) @ self._across
 
 
@@ -139,7 +139,7 @@ class Agreement(NamedTuple):
     least: Tensor
 
     def holds(self) -> list[bool]:
-        """Return whether it holds, by task."""
+        """Return whether each task agrees."""
         length = math.sqrt(self.outside.item() + self.inside.item())
         pairs = zip(self.products.tolist(), self.least.tolist(), strict=True)
         return [product >= least * length for product, least in pairs]
