@@ -60,5 +60,5 @@ def reopening_obstacle(learner: AnyLearner) -> str | None:
     traits = traits_of(learner)
     protects = traits.isolates or traits.projects_updates
     if protects and traits.closed is None and not has(learner, Reopenable):
-        return "holds what old tasks use, and does not tell what one of them alone depends on"
+        return "protects all old tasks together, so none of them may change alone"
     return traits.closed

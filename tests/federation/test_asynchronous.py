@@ -284,7 +284,7 @@ def test_hyperparameter_choices_of_replying_clients_are_recorded(tmp_path):
             {"fusion": {"strategy": "scarlet", "samples_per_round": 40}},
             "'scarlet' requests other transfer samples every round",
         ),
-        ({"fusion": {"strategy": "message"}}, "'message' has clients answer what was asked in the round"),
+        ({"fusion": {"strategy": "message"}}, "'message' has clients answer questions of the previous round"),
         (
             {"fusion": {"strategy": "fedkd_wu"}},
             "'fedkd_wu' sends how the shared model has changed since the round",

@@ -54,7 +54,7 @@ def test_backward_transfer_costs_bytes_down_and_resumes_the_same(tables, tmp_pat
         ({"knowledge_cache": None}, "needs fusion.knowledge_cache"),
         ({"strategy": "fd"}, "'fd' changes local training"),
         ({"order": "same"}, "needs clients that learn tasks at different times"),
-        ({"learner": "gpm"}, "'gpm' holds what old tasks use"),
+        ({"learner": "gpm"}, "'gpm' protects all old tasks together"),
         ({"learner": "supsup"}, "'supsup' forgets the scores of old masks; kkt = true keeps them"),
         ({"continual": None}, "needs a stream of tasks"),
     ],

@@ -155,7 +155,7 @@ def test_a_mask_federation_resumes_exactly(learner, tables, tmp_path):
         ),
         ({"learner": "er"}, "'er' has no masks over weights that all clients begin with; use 'supsup' or"),
         ({"learner": "packnet"}, "'packnet' has no masks over weights"),
-        ({"learner": "ssnet"}, "'ssnet' trains weights that earlier masks have"),
+        ({"learner": "ssnet"}, "'ssnet' trains weights of earlier masks"),
         ({"boundaries": "unknown"}, "'supsup' finds tasks by itself"),
         ({"clients": [{"model": "mlp"}, {"model": "lenet"}]}, "averages masks, so all clients need one arch"),
         ({"clients": [{"model": "random-forest"}], "training": {}}, "model 'random-forest' is not a network"),

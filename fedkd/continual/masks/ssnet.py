@@ -40,7 +40,7 @@ class SSNeT(Reopenable, SupermaskLearner):
 
     traits: ClassVar[LearnerTraits] = replace(
         SupermaskLearner.traits,
-        withholds_masks="trains weights that earlier masks have, so that no two clients keep the same",
+        withholds_masks="trains weights of earlier masks, so that clients' weights differ",
     )
 
     mask_share: Annotated[float, Field(ge=0, le=1)] = 0.5

@@ -163,7 +163,7 @@ def summarise(
 ) -> dict[str, float]:
     """Return all metrics of a stream for the given inputs, by name and in fixed order.
 
-    A metric whose input is missing is absent; one that cannot be measured is NaN. Means of curves are over
+    Metrics with missing inputs are absent; metrics that cannot be measured are NaN. Means of curves are over
     learned tasks.
 
     `R` is `[T, T]`; `b` and `learned` are `[T]`. `single` and `joint` `[T]` are the accuracies of a model

@@ -59,7 +59,7 @@ def summed_gradients(network: nn.Module, x: Tensor, y: Tensor, score: Score, mag
 def _sort(
     network: nn.Module, parameters: Mapping[str, Tensor], x: Tensor, y: Tensor, score: Score
 ) -> tuple[list[str], list[str]]:
-    """Return the names of linear layers whose gradients are outer products, and of all other parameters.
+    """Return the names of linear layers with outer-product gradients, and of other parameters.
 
     The former see one vector per sample, once, and share no weights. Unused parameters are in neither.
     """

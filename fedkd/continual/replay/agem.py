@@ -63,7 +63,7 @@ class AGem(FastSteps, Learner):
 
 
 def remove_conflict(gradients: Tensors, reference: Tensors) -> Tensors:
-    """Return ``g − min(⟨g, r⟩, 0) / ⟨r, r⟩ · r``; what `reference` does not name is zero there."""
+    """Return ``g − min(⟨g, r⟩, 0) / ⟨r, r⟩ · r``; tensors absent from `reference` count as zero."""
     if not reference:
         return gradients
     agreement = torch.stack([(gradients[name] * r).sum() for name, r in reference.items()]).sum()

@@ -53,7 +53,7 @@ class GDumb(Phases, Single):
     paper: ClassVar[str] = (
         "Prabhu et al., GDumb: A Simple Approach that Questions Our Progress in Continual Learning, ECCV 2020"
     )
-    source_note: ClassVar[str] = "it is asked in every round, and momentum begins anew with every epoch"
+    source_note: ClassVar[str] = "evaluated in every round; momentum restarts with every epoch"
     traits: ClassVar[LearnerTraits] = replace(Single.traits, replays_only=True)
 
     memory_size: Annotated[int, Field(ge=1)] = 1000

@@ -53,7 +53,7 @@ class ICaRL(OwnLoss, Learner):
         "Rebuffi et al., iCaRL: Incremental Classifier and Representation Learning, CVPR 2017, arXiv"
         " 1611.07725"
     )
-    source_note: ClassVar[str] = "herding aims at the mean as it is, which the paper gives length 1"
+    source_note: ClassVar[str] = "herding aims at the plain mean, which the paper scales to length 1"
 
     memory_size: Annotated[int, Field(ge=1)] = 1000
     """K: exemplars of all classes together; 2,000 for 100 classes of CIFAR in the paper. Classes beyond K

@@ -202,7 +202,7 @@ class LayerMemory:
 
     @property
     def flexible(self) -> list[int]:
-        """The old tasks in whose subspaces the weight may change."""
+        """The flexible old tasks: the weight may change in their subspaces."""
         memory, name = self.context.memory, self.layer.name
         if START + name not in memory:
             return []

@@ -22,7 +22,7 @@ class Experts(TemperedLabels):
     ::
 
         q_m[i]  = softmax(z_m(x_i) / T)                           predictions on the transfer set
-        e_m     = smooth(mean_i q_m[i])                           what client m seems to know
+        e_m     = smooth(mean_i q_m[i])                           estimated classes of client m
         F[i, c] ∝ Σ_m e_m[c] q_m[i, c] / Σ_m e_m[c]               rows renormalised, one target for all
 
     A plain mean gives all clients a vote about all classes: nine that never saw a class outvote the one that

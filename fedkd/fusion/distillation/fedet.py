@@ -26,7 +26,7 @@ class FedET(ServerTeacher):
 
         α_n(x)   ∝ Var_c z_n(x)                            a sure client's logits vary over the classes
         s(x)     = Σ_n α_n(x) z_n(x),   y(x) = argmax s(x)                     the consensus
-        s_div(x) = Σ_n α_n(x) z_n(x) over n with argmax z_n(x) ≠ y(x)          those who disagree
+        s_div(x) = Σ_n α_n(x) z_n(x) over n with argmax z_n(x) ≠ y(x)          clients that disagree
         server   ← minimise CE(z(x), y(x)) + λ · KL(softmax(s_div(x)) ‖ softmax(z(x)))
 
     α is normalised over the clients of its sum; a sample without disagreement lacks the second term. The

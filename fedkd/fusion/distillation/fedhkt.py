@@ -32,7 +32,7 @@ class FedHKT(ServerTeacher):
     ::
 
         groups  = k-means of softmax(z_n(x)) on the whole transfer set; in a group, those of one architecture
-        w_g     = Σ_{n in g} S_n w_n / Σ_{n in g} S_n                        what its members go on with
+        w_g     = Σ_{n in g} S_n w_n / Σ_{n in g} S_n                        the members' new weights
         a_g[i]  ∝ 1 − H(q_g[i]) / log C,   q_g[i] = softmax(z(x_i; w_g))    how certain the group is
         e[i]    = Σ_g a_g[i] q_g[i]
         server  ← minimise mean KL(e[i] ‖ softmax(z(x_i))) over {i : ‖e[i] − one-hot(e[i])‖₁ ≤ ambiguity}

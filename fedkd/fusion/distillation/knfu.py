@@ -27,7 +27,7 @@ class KnFu(TemperedLabels):
     ::
 
         q_n[i] = softmax(z_n(x_i) / T)              predictions on the transfer set
-        p_n    = smooth(mean_i q_n[i])              what client n seems to know
+        p_n    = smooth(mean_i q_n[i])              estimated classes of client n
         d_nm   = KL(p_n ‖ p_m)                      receiver first
         W_nm   = exp(−β d_nm) / Σ_k exp(−β d_nk)    effectiveness weights, self included
         K_n[i] = Σ_m W_nm q_m[i]                    effective knowledge, for client n alone

@@ -29,7 +29,7 @@ class ScaLearn(ServerCost, TemperedLabels):
     ::
 
         K_n[i] = softmax(Σ_m ω_nm z_m[i] / T)           ω starts at `start` · W_nm, KnFu's weights
-        v_n(i) = p_n[y_i] / p̄[y_i]                      what counts for n: its own mix of classes
+        v_n(i) = p_n[y_i] / p̄[y_i]                      importance for n, by its class mix
         L(ω_n) = Σ_i v_n(i) CE(Σ_m ω_nm z_m[i], y_i) / Σ_i v_n(i) + λ ‖ω_n − start‖²
         ω      : the best of 100 full-batch steps of Adam, over labelled transfer samples
 

@@ -22,7 +22,7 @@ class SelectiveFD(SoftLabels):
 
     ::
 
-        S_n  = {i : score(z_n(x_i)) ≥ τ_n}               what client n finds in-distribution and uploads
+        S_n  = {i : score(z_n(x_i)) ≥ τ_n}               in-distribution for client n; uploaded
         q̄_i  = mean over {n : i ∈ S_n} of softmax(z_n(x_i))
         keep i where ‖q̄_i − one-hot(q̄_i)‖₁ ≤ ambiguity  the server's selector
 

@@ -31,7 +31,7 @@ def shifts(logits: np.ndarray, start: np.ndarray) -> np.ndarray:
 
 
 def shift_cosine(shift: np.ndarray) -> np.ndarray:
-    """Return the cosines of shifts `[N, C]`, `[N, N]`; clients without a shift are alike."""
+    """Return the cosines of shifts `[N, C]`, `[N, N]`; 1 between clients without a shift."""
     length = np.sqrt((shift**2).sum(axis=1))
     still = length < STILL
     unit = np.divide(shift, length[:, None], out=np.zeros_like(shift), where=~still[:, None])

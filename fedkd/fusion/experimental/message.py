@@ -27,10 +27,10 @@ class Message(SoftLabels):
     ::
 
         question of n: the κM samples where its two likeliest classes are nearest to each other, and these two
-        answer of m:   for every sample that anybody asked about in the round before, m's two likeliest
+        answer of m:   for every sample with a question in the round before, m's two likeliest
                        classes with their probabilities, in steps of 1/255                  4 bytes a sample
-        q_m[i]       = those two probabilities, what is missing to 1 spread evenly over the other classes
-        p_m          = mean of q_m over these samples                                 what m seems to know
+        q_m[i]       = those two probabilities; the rest to 1 is spread evenly over the other classes
+        p_m          = mean of q_m over these samples                                 estimated classes of m
         teacher of n = argmax over m ≠ n of max over the question's two classes c of p_m[c] q_m[i, c]
         loss         = cross entropy to the teacher's q_m[i], on the samples that n asked about
 
@@ -54,7 +54,7 @@ class Message(SoftLabels):
         receives={QUESTIONS: "Y", ANSWERED: "Y", CLASSES: "q 2<C", SHARES: "q 2"},
         guides="each",
         upload_changes=True,
-        requires_sync="has clients answer what was asked in the round before",
+        requires_sync="has clients answer questions of the previous round",
         reach="every client: the questions; clients that asked in the round before: the answers",
     )
     paper: ClassVar[str] = (

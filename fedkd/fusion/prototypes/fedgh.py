@@ -29,7 +29,7 @@ class FedGH(ServerNetwork, LabelMeans):
 
         P_n[c]  = mean of features f_n(x) over n's own samples of class c     after local training, C×F up
         (W, b) ← minimise the mean of CE(W P_n[c] + b, c) over all n and the classes they own       by SGD
-        head_n ← (W, b)                                                       everybody's, C×(F + 1) down
+        head_n ← (W, b)                                                     for all clients, C×(F + 1) down
 
     Bodies stay with their clients and may be of any architecture, with features of one width F; each head is
     a single linear layer. The server keeps its head over rounds. All clients receive it, absent ones too, and

@@ -37,7 +37,7 @@ class FedHKD(LocalObjective, FusionStrategy):
 
         H_n[c] = mean of features f_n(x) over n's own samples of class c, + N(0, noise²)
         Q_n[c] = mean of softmax(z_n(x) / T) over them
-        H[c]   = Σ_n count_n[c] H_n[c] / Σ_n count_n[c],   Q[c] alike          over the clients that own c
+        H[c]   = Σ_n count_n[c] H_n[c] / Σ_n count_n[c],   Q[c] likewise       over the clients that own c
         loss   = CE(z, y) + λ mean_c KL(Q[c] ‖ softmax(head(H[c]) / T)) + γ mean ‖f(x) − H[y]‖² / F
 
     The pair (H, Q), its hyper-knowledge, teaches heads classes without own samples; the last term is

@@ -254,7 +254,7 @@ class MaxPool2d(nn.MaxPool2d):
 
 
 class Flatten(nn.Flatten):
-    """`torch.nn.Flatten` whose gradient has the batch last in memory if the images did."""
+    """`torch.nn.Flatten` with the images' memory order in its gradient."""
 
     recordable: ClassVar[bool] = True
     fedkd_kernels = True

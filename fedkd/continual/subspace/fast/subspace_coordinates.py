@@ -31,7 +31,7 @@ class GradientParts(NamedTuple):
 
 
 class SubspaceCoordinates(Scaling):
-    """Scales of a layer with flexible tasks, in whose subspaces its weight moves (regime R3 of CUBER).
+    """Scales of a layer whose weight moves in subspaces of flexible tasks (regime R3 of CUBER).
 
     Within the basis the weight w keeps its values of the epoch's start (see `pending`). On a CPU alone.
     `strength` is λ and `correlation` ε2 of CUBER; `rate` is a scalar.
