@@ -332,7 +332,7 @@ def test_unknown_boundaries_exclude_other_hints_of_the_task():
         learner.check(network_of("batch", 4))
     assert refused.value.key == "continual.boundaries"
     learner.check(network_of("group", 4))
-    with pytest.raises(UserError, match="told"):
+    with pytest.raises(UserError, match="known task boundaries"):
         make_learner("supsup", {"boundaries": "unknown", "kkt": True})
     stream = far_apart(2)
     _, learning = unknown(stream)
