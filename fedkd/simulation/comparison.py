@@ -69,7 +69,7 @@ class Comparison:
 
     @property
     def alike(self) -> bool:
-        """Whether client n is the same one in both: the same samples and the same model."""
+        """True if client n has the same samples and the same model in both."""
         return not any(f"{key}.".startswith(f"{part}.") for key in self.changed for part in OF_CLIENTS)
 
     def lines(self) -> Iterator[str]:

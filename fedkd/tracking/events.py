@@ -34,7 +34,7 @@ class RoundReport:
     fusion_gain: float | None = None
     """Mean accuracy after fusion minus before, over the clients that took part in it, in [-1, 1]."""
     effective_neighbours: float | None = None
-    """How many clients a client effectively learned from."""
+    """Effective number of clients that a client learned from."""
     train_loss: float | None = None
     """Mean over clients of the local training loss."""
     bytes_up: int = 0
@@ -74,7 +74,7 @@ class RunReport:
     folder: Path
     """The run folder."""
     summary: Mapping[str, Any]
-    """What `summary.json` holds."""
+    """Content of `summary.json`."""
 
 
 class RunObserver:
