@@ -69,11 +69,7 @@ class Comparison:
 
     @property
     def alike(self) -> bool:
-<<<<<<< HEAD
         """True if client n has the same samples and model in both runs."""
-=======
-        """True if client n has the same samples and the same model in both."""
->>>>>>> words-coming
         return not any(f"{key}.".startswith(f"{part}.") for key in self.changed for part in OF_CLIENTS)
 
     def lines(self) -> Iterator[str]:
