@@ -52,6 +52,13 @@ def partition(name: str) -> Callable[[Part], Part]:
     return PARTITIONS.register(name)
 
 
+def metric(name: str) -> Callable[[Part], Part]:
+    """Register a ``function(probabilities, targets)`` that returns a number."""
+    from fedkd.training import METRICS
+
+    return METRICS.register(name)
+
+
 def dataset(name: str) -> Callable[[Part], Part]:
     """Register a ``function(**args)`` that returns ``(train_x, train_y, test_x, test_y)``."""
     from fedkd.data import DATASETS

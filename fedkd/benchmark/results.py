@@ -9,16 +9,16 @@ from dataclasses import dataclass, field
 from itertools import accumulate
 from pathlib import Path
 from statistics import fmean
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from fedkd.benchmark.cells import Axis, Cell
 from fedkd.benchmark.finished import read_summary
 from fedkd.benchmark.worker import CellOutcome
 from fedkd.continual import TaskHistory
 from fedkd.errors import UserError
-from fedkd.plan import build_schedule
+from fedkd.plan import build_schedule, listed_metrics
 from fedkd.plugins import require_package
-from fedkd.report import TEST_SAMPLES, Curve, StudyRun
+from fedkd.report import CLASSIFICATION_METRICS, TEST_SAMPLES, Curve, StudyRun
 from fedkd.scenario import Scenario, accuracy_name, evaluation_protocols
 from fedkd.storage import atomic_replacement
 from fedkd.tracking import METRICS_FILE, read_metrics, read_timings
@@ -215,6 +215,17 @@ def final_values(summary: Mapping[str, Any]) -> dict[str, float]:
             if isinstance(number, int | float):
                 values[name] = number
     return values
+
+
+def directions(done: Sequence[FinishedCell], metrics: Sequence[str]) -> dict[str, Literal["higher", "lower"]]:
+    """Return which way is better of the plug-in metrics among `metrics`."""
+    found: dict[str, Literal["higher", "lower"]] = {}
+    for cell in done:
+        lower = (cell.summary or {}).get("lower_is_better", ())
+        for _, metric, key in listed_metrics(cell.cell.scenario):
+            if key in metrics and key not in CLASSIFICATION_METRICS:
+                found[key] = "lower" if metric.removesuffix("_before_fusion") in lower else "higher"
+    return found
 
 
 def study_run(cell: FinishedCell, axes: Sequence[Axis]) -> StudyRun:

@@ -25,7 +25,15 @@ from fedkd.benchmark.finished import DIGESTS, find_damage, read_summary
 from fedkd.benchmark.folder import check_folder
 from fedkd.benchmark.progress import make_bench_progress
 from fedkd.benchmark.references import add_reference_metrics
-from fedkd.benchmark.results import FinishedCell, chance_line, collect, study_run, write_cells, write_results
+from fedkd.benchmark.results import (
+    FinishedCell,
+    chance_line,
+    collect,
+    directions,
+    study_run,
+    write_cells,
+    write_results,
+)
 from fedkd.benchmark.scheduler import CellCheck, open_scheduler
 from fedkd.benchmark.schema import Bench, dump_bench, load_bench
 from fedkd.benchmark.worker import CellOutcome
@@ -186,6 +194,7 @@ def study_of(
         metrics=tuple(metrics),
         runs=tuple(study_run(cell, axes) for cell in done),
         missing=cells - len(done),
+        better=directions(done, metrics),
     )
 
 

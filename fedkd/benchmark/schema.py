@@ -15,7 +15,7 @@ from fedkd.benchmark.merge import flatten, set_keys
 from fedkd.errors import UserError, refuse_if
 from fedkd.plan import json_schema
 from fedkd.plugins import explain_error, show_value
-from fedkd.report import CONTINUAL_METRICS
+from fedkd.report import CLASSIFICATION_METRICS, CONTINUAL_METRICS
 from fedkd.scenario import (
     Section,
     check_metric_name,
@@ -87,7 +87,8 @@ class BenchFile(ExperimentFile):
     """Metrics of the table and the figures: `METRIC_SPLIT` of the last round, averaged over clients
     (`accuracy_before_fusion_local`, `accuracy_local` after fusion, `loss_global`, `fusion_gain_local`,
     `loss_train`, …), `bytes_up`, `bytes_down`, `seconds`, or a continual metric of the summary
-    (`average_accuracy_task_incremental`, `bwt`, `forgetting`, `stored_bytes_per_task`, …).
+    (`average_accuracy_task_incremental`, `bwt`, `forgetting`, `stored_bytes_per_task`, …). Metrics of the
+    cells' key `metrics` are `macro_f1_local`, `macro_f1_before_fusion_local`, ….
     `intransigence` and `gain_over_single` need the learners `joint` and `single` among the compared cells.
     Absent: accuracies before and after fusion. For streams of tasks: average accuracies with and without the
     task given, `bwt`, `forgetting`, bytes stored, `seconds`."""
@@ -220,7 +221,7 @@ def check_base_and_seeds(spec: ExperimentFile) -> None:
 
 
 def _check_metrics(metrics: list[str]) -> None:
-    known = (*COMPARED_METRICS, *OF_MODELS, *CONTINUAL_METRICS)
+    known = (*COMPARED_METRICS, *OF_MODELS, *CLASSIFICATION_METRICS, *CONTINUAL_METRICS)
     for name in metrics:
         check_metric_name(name, "metrics")
         # Strategies may record unknown metrics, but not under nearly a known name.

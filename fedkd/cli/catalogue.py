@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from fedkd.cli.doctor import TORCHVISION_FOLDERS, find_dataset
 from fedkd.cli.families import (
     FAMILIES,
     FLOWERS,
@@ -32,14 +33,6 @@ from fedkd.scenario import (
     shipped_folder,
     toml_value,
 )
-
-TORCHVISION_FOLDERS = {
-    "mnist": "MNIST",
-    "fashion-mnist": "FashionMNIST",
-    "cifar10": "cifar-10-batches-py",
-    "cifar100": "cifar-100-python",
-}
-"""Folder of torchvision for each data set that is downloaded if it is missing."""
 
 
 def strategies() -> Iterator[str]:
@@ -199,14 +192,22 @@ def partitions() -> Iterator[str]:
             what = explained.get(name) or LIKE_ANY.get(name, "")
             yield _row(name, f"{what[:1].upper()}{what[1:]}.")
         else:
-            error = isinstance(scheme, UserError)
-            yield _row(name, f"cannot be used: {scheme}" if error else _summary(scheme))
+            yield _row(name, _told(scheme))
     yield _row('"mod:function"', "A plug-in: function(labels, clients, generator, **args) returns indices.")
     yield ""
     for name, field in Partition.model_fields.items():
         if name != "scheme":
             default = _default(field.get_default(call_default_factory=True))
             yield _row(f"{name} = {default}", " ".join((field.description or "").split()))
+
+
+def metrics() -> Iterator[str]:
+    """Yield every metric in a line."""
+    from fedkd.training import METRICS
+
+    for name, function in _parts(METRICS):
+        yield _row(name, _told(function))
+    yield _row('"mod:function"', "Your own: function(probabilities, targets) returns a number.")
 
 
 def loggers() -> Iterator[str]:
@@ -259,15 +260,6 @@ def _shipped(kind: ShippedKind) -> Iterator[str]:
         yield f"none: the folder of shipped {KIND_PLURALS[kind]} is missing"
 
 
-def find_dataset(name: str) -> Path | None:
-    """Return the folder of a data set in the data root or user cache, if any."""
-    from fedkd.data import data_root_folder, user_cache_folder
-
-    parts = (name, TORCHVISION_FOLDERS[name])
-    folders = (base / part for base in (data_root_folder(None), user_cache_folder()) for part in parts)
-    return next((folder for folder in folders if folder.is_dir() and any(folder.iterdir())), None)
-
-
 def _parts(registry: Registry) -> Iterator[tuple[str, Any]]:
     """Yield every name with its part, or with the error of loading it."""
     for name in registry.names():
@@ -286,6 +278,10 @@ def _hyperparameter_rows(parameters: Iterable[HyperParameter], source: str) -> I
 
 def _row(label: str, text: str) -> str:
     return f"{label:<23} {text}"
+
+
+def _told(part: Any) -> str:
+    return f"cannot be used: {part}" if isinstance(part, UserError) else _summary(part)
 
 
 def _summary(described: Any) -> str:

@@ -26,6 +26,13 @@ EXTRAS = {
     "tune": ("optuna",),
 }
 """Optional packages, by the extra that installs them."""
+TORCHVISION_FOLDERS = {
+    "mnist": "MNIST",
+    "fashion-mnist": "FashionMNIST",
+    "cifar10": "cifar-10-batches-py",
+    "cifar100": "cifar-100-python",
+}
+"""Folder of torchvision for each data set that is downloaded if it is missing."""
 
 
 def examine() -> Iterator[str]:
@@ -107,7 +114,6 @@ def _ray_resources() -> str:
 
 
 def _data_rows() -> Iterator[str]:
-    from fedkd.cli.catalogue import TORCHVISION_FOLDERS, find_dataset
     from fedkd.data import data_root_folder
 
     root = data_root_folder(None)
@@ -121,6 +127,15 @@ def _data_rows() -> Iterator[str]:
         names = sorted(entry.name for entry in root.iterdir() if entry.is_dir())
         others = [name for name in names if name not in TORCHVISION_FOLDERS and not name.startswith(".")]
         yield _row("other data", ", ".join(others) or "none")
+
+
+def find_dataset(name: str) -> Path | None:
+    """Return the folder of a data set in the data root or the user cache, or None."""
+    from fedkd.data import data_root_folder, user_cache_folder
+
+    parts = (name, TORCHVISION_FOLDERS[name])
+    folders = (base / part for base in (data_root_folder(None), user_cache_folder()) for part in parts)
+    return next((folder for folder in folders if folder.is_dir() and any(folder.iterdir())), None)
 
 
 def _executor_rows() -> Iterator[str]:

@@ -8,7 +8,10 @@ from fedkd.engine import check_address_space
 from fedkd.errors import RunFailed, UserError, refuse_if
 from fedkd.scenario import KIND_PLURALS, ShippedKind, find_shipped, shipped_names
 
-LISTS = ("strategies", "models", "learners", "datasets", "partitions", "loggers", *KIND_PLURALS.values())
+LISTS = (
+    *("strategies", "models", "learners", "datasets", "partitions", "metrics", "loggers"),
+    *KIND_PLURALS.values(),
+)
 
 
 def run_verb(args: argparse.Namespace) -> None:

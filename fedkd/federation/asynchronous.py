@@ -148,7 +148,8 @@ class AsynchronousRounds(Rounds):
         self._flights = JobsInFlight(clients, settings.concurrency or clients, plan.scenario.seed)
         self._brings_model = plan.capabilities.brings_model
         self._arrived: dict[int, Reply] = {}  # each client's last in the present round
-        self._measured = np.full((clients, len(LASTING)), nan)
+        self._lasting = (*LASTING, *(f"{name}_{split}" for split in SPLITS for name in plan.metrics))
+        self._measured = np.full((clients, len(self._lasting)), nan)
 
     def _train(self, round: int) -> float | None:
         self._depart(round)
@@ -242,7 +243,7 @@ class AsynchronousRounds(Rounds):
         rows = {client: metrics_of(reply) for client, reply in replies.items()}
         if self._brings_model:
             for client, row in rows.items():
-                self._set_two_moments(row, self._arrived.get(client))
+                self._set_two_moments(row, self._arrived[client].figures if client in self._arrived else {})
         else:
             rows = {client: rows.get(client) or self._as_before(client) for client in self._evaluated}
         return self._measurements.measured(round, rows) | self._measurements.choices(round, replies)
@@ -253,24 +254,23 @@ class AsynchronousRounds(Rounds):
     def _measure(self, round: int, clients: Sequence[int]) -> dict[int, Message]:
         replies = self._evaluation(round, clients) if clients else {}
         for client, reply in replies.items():
-            row = metrics_of(reply)
-            self._measured[client] = [row[name] for name in LASTING]
+            self._measured[client] = [metrics_of(reply)[name] for name in self._lasting]
         return replies
 
     def _as_before(self, client: int) -> dict[str, float]:
         """Return the figures of a client without an answer since its last evaluation."""
-        row = dict(zip(LASTING, self._measured[client].tolist(), strict=True))
+        row = dict(zip(self._lasting, self._measured[client].tolist(), strict=True))
         row |= dict.fromkeys(("agreement", "guidance_kl", "positive_flips", "negative_flips"), nan)
-        self._set_two_moments(row, None)
+        self._set_two_moments(row, {})
         return row
 
-    def _set_two_moments(self, row: dict[str, float], trained: Reply | None) -> None:
-        """Set the accuracies before fusion from the last upload, if there is one."""
+    def _set_two_moments(self, row: dict[str, float], figures: Mapping[str, float]) -> None:
+        """Set the figures before fusion from those of the last upload, if there is one."""
         for split in SPLITS:
-            accuracy = row[f"accuracy_{split}"]
-            before = None if trained is None else trained.figures.get(f"{msg.TRAINED}{split}")
-            row[f"accuracy_before_fusion_{split}"] = accuracy if before is None else before
-            row[f"fusion_gain_{split}"] = nan if before is None else accuracy - before
+            for name in ("accuracy", *self._plan.metrics):
+                key = f"{name}_before_fusion_{split}"
+                row[key] = figures.get(key, row[f"{name}_{split}"])
+            row[f"fusion_gain_{split}"] = row[f"accuracy_{split}"] - figures.get(f"{msg.TRAINED}{split}", nan)
 
     def _server_state(self) -> dict[str, np.ndarray]:
         own = self._flights.state() | self._messages.state() | {MEASURED: self._measured.copy()}

@@ -19,7 +19,7 @@ from fedkd.fusion import (
     off_diagonal_mean,
     rank_correlation,
 )
-from fedkd.plan import Plan, poisoned_clients, separate_model_accuracies
+from fedkd.plan import Plan, listed_metrics, poisoned_clients, separate_model_accuracies
 from fedkd.scenario import run_digest
 from fedkd.server import FusionReport, Links
 from fedkd.tracking import Recorder, Split, TransferMap, write_links, write_neighbours, write_transfer_map
@@ -45,7 +45,8 @@ class Measurements:
     def __init__(self, plan: Plan, recorder: Recorder, folder: Path) -> None:
         self._plan, self._schedule = plan, plan.schedule
         self._recorder, self._folder = recorder, folder
-        self._evaluated = (*EVALUATED, *separate_model_accuracies(plan.strategy))
+        listed = listed_metrics(plan.scenario)
+        self._evaluated = (*EVALUATED, *separate_model_accuracies(plan.strategy), *listed)
         self._run, self._poisoned = run_digest(plan.scenario), poisoned_clients(plan.scenario)
 
     def figures(self, phase: str) -> tuple[str, ...]:

@@ -14,6 +14,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "client_roles": [
             "counted_clients",
             "evaluated_clients",
+            "listed_metrics",
             "poisoned_clients",
             "poisoning_victim",
             "round_half_up",

@@ -7,6 +7,7 @@ from .checks.requirements import check_requirements as check_requirements
 from .checks.unread_keys import OverrideLayers as OverrideLayers
 from .client_roles import counted_clients as counted_clients
 from .client_roles import evaluated_clients as evaluated_clients
+from .client_roles import listed_metrics as listed_metrics
 from .client_roles import poisoned_clients as poisoned_clients
 from .client_roles import poisoning_victim as poisoning_victim
 from .client_roles import round_half_up as round_half_up

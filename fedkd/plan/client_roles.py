@@ -64,6 +64,17 @@ def separate_model_accuracies(strategy: FusionStrategy) -> list[tuple[Literal["l
     ]
 
 
+def listed_metrics(scenario: Scenario) -> list[tuple[Literal["local", "global"], str, str]]:
+    """Return split, metric and key of the metrics besides accuracy, before and after fusion."""
+    splits: tuple[Literal["local", "global"], ...] = ("local", "global")
+    return [
+        (split, metric, f"{metric}_{split}")
+        for split in splits
+        for name in scenario.metric_names
+        for metric in (f"{name}_before_fusion", name)
+    ]
+
+
 def separately_measured_models(metrics: Iterable[str]) -> tuple[str, ...]:
     """Return the separate client models whose accuracies are among the recorded metrics."""
     named = dict.fromkeys(metrics)

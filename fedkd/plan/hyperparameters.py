@@ -1,22 +1,33 @@
-"""A scenario's strategy and learner, with their keys in ``[fusion]`` and ``[continual]``."""
+"""A scenario's strategy, learner and metrics, with keys of ``[fusion]`` and ``[continual]``."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from fedkd.continual import LEARNERS, load_learner_class
-from fedkd.errors import UserError, blaming
+from fedkd.errors import UserError, blaming, refuse_if
 from fedkd.fusion import STRATEGIES, load_strategy_class
 from fedkd.plan.checks.cross_field import has_one_architecture
 from fedkd.plugins import build_part, hyperparameter_names, show_value
-from fedkd.scenario import FLOWER_PREFIX, Continual, Fusion, Scenario, Section, unknown_key_message
+from fedkd.scenario import (
+    FLOWER_PREFIX,
+    Continual,
+    Fusion,
+    Scenario,
+    Section,
+    recorded_name,
+    unknown_key_message,
+)
+from fedkd.training import METRICS
 
 if TYPE_CHECKING:
     from fedkd.continual import Learner
     from fedkd.fusion import FusionStrategy
+    from fedkd.training import MetricFunction
 
 Part = TypeVar("Part")
 
@@ -50,6 +61,12 @@ _FLOWER = "fedkd.federation.flower_strategies"
 """Loaded by name: other plans do not need Flower."""
 
 
+RECORDED = frozenset(
+    {"loss", "fusion_gain", "positive_flips", "negative_flips", "test_samples", "transfer_gain"}
+)
+"""Names of other rows of evaluations."""
+
+
 def bind_strategy(scenario: Scenario) -> tuple[FusionStrategy, dict[str, Any]]:
     """Return a scenario's strategy (for Flower's, the client part) and its hyper-parameters."""
     fusion = scenario.fusion
@@ -68,6 +85,25 @@ def bind_learner(continual: Continual, search: Sequence[str] = ()) -> tuple[Lear
     """Return the learner of a scenario and its hyper-parameters, defaults included."""
     name = continual.learner
     return _bind(CONTINUAL_TABLE, name, continual.model_extra, lambda name: load_learner_class(name, search))
+
+
+def bind_metrics(scenario: Scenario) -> dict[str, MetricFunction]:
+    """Return the functions of a scenario's metrics besides accuracy, by the name of their rows."""
+    found: dict[str, MetricFunction] = {}
+    for index, name in enumerate(scenario.metrics):
+        if name == "accuracy":
+            continue
+        key, recorded = f"metrics.{index}", recorded_name(name)
+        with blaming(key=key):
+            function = METRICS.load(name, scenario.plugin_path)
+        taken = recorded in found or recorded in RECORDED or recorded in METRICS.builtin
+        told = f"rows of '{name}' would be called '{recorded}', like others; give the function another name"
+        refuse_if(name not in METRICS.builtin and (taken or recorded.startswith("accuracy")), told, key)
+        told = f"must be called by letters, digits, '_' and '-', got '{recorded}'"
+        refuse_if(not re.fullmatch(r"[\w-]+", recorded) or recorded.endswith("_before_fusion"), told, key)
+        refuse_if(not callable(function), f"'{name}' is not callable", key)
+        found[recorded] = function
+    return found
 
 
 def _bind(
@@ -121,11 +157,14 @@ def canonical_strategy(name: str) -> str:
 
 
 def with_canonical_names(scenario: Scenario) -> Scenario:
-    """Return a scenario with the canonical names of strategy and learner."""
+    """Return a scenario with the canonical names of strategy, learner and metrics."""
     fusion, continual = scenario.fusion, scenario.continual
     changed: dict[str, Any] = {}
     if (strategy := canonical_strategy(fusion.strategy)) != fusion.strategy:
         changed["fusion"] = fusion.model_copy(update={"strategy": strategy})
     if continual and (learner := LEARNERS.canonical(continual.learner)) != continual.learner:
         changed["continual"] = continual.model_copy(update={"learner": learner})
+    metrics = list(dict.fromkeys(map(METRICS.canonical, scenario.metrics)))
+    if metrics != scenario.metrics:
+        changed["metrics"] = metrics
     return scenario.model_copy(update=changed) if changed else scenario

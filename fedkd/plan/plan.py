@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Literal
 
 from fedkd.models import client_models
@@ -17,7 +18,7 @@ from fedkd.plan.checks.cross_field import (
 from fedkd.plan.checks.unread_keys import NO_OVERRIDES, OverrideLayers, without_moot_keys
 from fedkd.plan.clock import VirtualClock
 from fedkd.plan.graph import Graph, draw_graph
-from fedkd.plan.hyperparameters import bind_learner, bind_strategy, with_canonical_names
+from fedkd.plan.hyperparameters import bind_learner, bind_metrics, bind_strategy, with_canonical_names
 from fedkd.plan.recipe import Recipe, recipe_of
 from fedkd.plan.schedule import Schedule
 from fedkd.plan.schedule_builder import build_schedule
@@ -35,6 +36,7 @@ from fedkd.scenario import (
 if TYPE_CHECKING:
     from fedkd.continual import Learner
     from fedkd.fusion import Capabilities, FusionStrategy
+    from fedkd.training import MetricFunction
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,7 +45,7 @@ class Plan:
 
     The scenario contains every default and loads back to an equal plan. Other processes get the scenario and
     resolve it again (`open_plan`). For Flower's strategies, `strategy` is the client part. `graph` is None
-    with a server.
+    with a server. `metrics` are the functions besides accuracy, by the names of their rows.
     """
 
     scenario: Scenario
@@ -52,6 +54,7 @@ class Plan:
     schedule: Schedule
     groups: tuple[ClientGroup, ...]
     graph: Graph | None = None
+    metrics: Mapping[str, MetricFunction] = field(default_factory=dict)
 
     @property
     def capabilities(self) -> Capabilities:
@@ -156,8 +159,8 @@ def resolve_plan(scenario: Scenario, layers: OverrideLayers = NO_OVERRIDES, *, w
         tables["continual"] = scenario.continual.model_copy(update=hyperparameters)
     if scenario.fusion.from_flower:
         check_one_architecture(scenario)
-    scenario = scenario.model_copy(update=tables)
-    return Plan(scenario, strategy, learner, schedule, tuple(client_models(scenario)), graph)
+    scenario, metrics = scenario.model_copy(update=tables), bind_metrics(scenario)
+    return Plan(scenario, strategy, learner, schedule, tuple(client_models(scenario)), graph, metrics)
 
 
 def open_plan(scenario_json: str) -> Plan:

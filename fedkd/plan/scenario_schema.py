@@ -9,6 +9,7 @@ from fedkd.data import PARTITIONS
 from fedkd.fusion import STRATEGIES
 from fedkd.plugins import Registry
 from fedkd.scenario import Scenario
+from fedkd.training import METRICS
 
 
 def json_schema() -> dict[str, Any]:
@@ -17,6 +18,9 @@ def json_schema() -> dict[str, Any]:
     # Names registered by plug-ins are valid too; editors still offer the built-in ones.
     scheme = schema["$defs"]["Partition"]["properties"]["scheme"]
     scheme["anyOf"] = [{"enum": list(PARTITIONS.builtin)}, {"type": "string"}]
+    schema["properties"]["metrics"]["items"] = {
+        "anyOf": [{"enum": list(METRICS.builtin)}, {"type": "string"}]
+    }
     for section, registry in (("Fusion", STRATEGIES), ("Continual", LEARNERS)):
         properties = schema["$defs"][section]["properties"]
         for name, hyperparameter in _hyperparameters(registry).items():

@@ -40,6 +40,10 @@ def find_metric(name: str) -> Metric:
             shown = _CONTINUAL[stem]
             return replace(shown, name=name, title=f"{shown.title}{added}")
     stem, _, split = name.rpartition("_")
+    measure = stem.removesuffix("_before_fusion")
+    if measure in _CLASSIFICATION:
+        shown, moment = _CLASSIFICATION[measure], "after" if measure == stem else "before"
+        return replace(shown, name=name, title=f"{split} {shown.title} {moment} fusion")
     words = stem.replace("_", " ")
     if stem in _OF_SPLIT:
         return replace(_OF_SPLIT[stem], name=name, title=_OF_SPLIT[stem].title.format(split=split))
@@ -73,6 +77,21 @@ _OF_SPLIT = _by_name(
     Metric("hit_chance", "best sender found by chance, {split}", "%", 100.0, 1),
     Metric("effective_neighbours", "effective neighbours", decimals=1),
 )
+_CLASSIFICATION = _by_name(
+    Metric("macro_f1", "macro F1", "%", 100.0, 1, "higher"),
+    Metric("balanced_accuracy", "balanced accuracy", "%", 100.0, 1, "higher"),
+    Metric("auroc", "AUROC", better="higher"),
+    Metric("ece", "ECE", "%", 100.0, 1, "lower"),
+    Metric("nll", "NLL", "nats", better="lower"),
+    Metric("brier", "Brier score", better="lower"),
+)
+CLASSIFICATION_METRICS = tuple(
+    f"{name}{moment}_{split}"
+    for name in _CLASSIFICATION
+    for moment in ("_before_fusion", "")
+    for split in ("local", "global")
+)
+"""Recorded of runs whose scenario lists them."""
 _SECONDS_TO = re.compile(r"seconds_to_(\d+)_(local|global)")  # see `fedkd.report.run_summary`
 
 _WHOLE_RUN = _by_name(

@@ -10,7 +10,7 @@ import numpy as np
 
 from fedkd.continual import StreamOutcome
 from fedkd.models import architecture_names
-from fedkd.plan import Plan, counted_clients, separate_model_accuracies
+from fedkd.plan import Plan, counted_clients, listed_metrics, separate_model_accuracies
 from fedkd.plugins import Omissions, package_versions
 from fedkd.report.continual import outcome_of_rows, write_continual
 from fedkd.report.metrics import find_metric
@@ -75,6 +75,7 @@ def finish_run(
             **times,
             "by_architecture": by_architecture(plan, rows, counted),
         },
+        **({"lower_is_better": lower} if (lower := _lower_is_better(plan)) else {}),
         "continual": None if outcome is None else _continual(outcome),
         **_transferability(rows, counted),
         "at_chance": clients_at_chance(plan, read_warnings(folder)),
@@ -91,6 +92,11 @@ def finish_run(
     # Cells of a bench have no page, and the bench warns once for all cells.
     omissions.report(log.warning if page else observer.message)
     return summary
+
+
+def _lower_is_better(plan: Plan) -> list[str]:
+    """Return the plug-in metrics of which less is better; tables have no plug-ins to ask."""
+    return [name for name, function in plan.metrics.items() if getattr(function, "lower_is_better", False)]
 
 
 def times_to_accuracy(rows: Iterable[MetricRow], targets: Sequence[int]) -> dict[str, float | None]:
@@ -158,8 +164,9 @@ FINAL_ACCURACIES = tuple(
 def final_accuracies(
     plan: Plan, rows: Sequence[MetricRow], clients: Set[int]
 ) -> dict[str, dict[str, float] | None]:
-    """Return statistics over clients of the last round's accuracies; None without a tested client."""
+    """Return statistics over clients of the last round's metrics; None without a tested client."""
     last_round, told = plan.last_round, [*FINAL_ACCURACIES, *separate_model_accuracies(plan.strategy)]
+    told += listed_metrics(plan.scenario)
     found: dict[str, list[float]] = {key: [] for _, _, key in told}
     keys = {(split, metric): key for split, metric, key in told}
     for row in rows:

@@ -7,6 +7,7 @@ from functools import cached_property
 from itertools import product
 from math import isfinite
 from pathlib import Path
+from typing import Literal
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -60,6 +61,7 @@ class Study:
     metrics: tuple[str, ...]
     runs: tuple[StudyRun, ...]  # the finished ones
     missing: int = 0  # failed or pending runs
+    better: Mapping[str, Literal["higher", "lower"]] = field(default_factory=dict)  # of plug-in metrics
 
     @property
     def block_axes(self) -> tuple[StudyAxis, ...]:
@@ -74,7 +76,8 @@ class Study:
     @property
     def shown(self) -> tuple[Metric, ...]:
         """The shown metrics."""
-        return tuple(find_metric(name) for name in self.metrics)
+        found = map(find_metric, self.metrics)
+        return tuple(replace(one, better=self.better.get(one.name, one.better)) for one in found)
 
     @cached_property
     def blocks(self) -> dict[Labels, dict[Labels, tuple[StudyRun, ...]]]:
@@ -142,6 +145,8 @@ def write_study(study: Study, folder: Path) -> None:
     finals = [{name: value for name, value in run.final.items() if isfinite(value)} for run in study.runs]
     runs = tuple(replace(run, final=final) for run, final in zip(study.runs, finals, strict=True))
     table = TypeAdapter(Study).dump_python(replace(study, runs=runs), mode="json")
+    if not study.better:
+        del table["better"]
     write_text_atomically(folder / STUDY_FILE, json.dumps(table, allow_nan=False) + "\n")
 
 

@@ -37,6 +37,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "Population",
             "Scenario",
             "Transferability",
+            "recorded_name",
         ],
         "sections": ["ClientGroup", "Clock", "Data", "Partition", "PositiveInt", "Section"],
         "shipped_files": [

@@ -16,6 +16,7 @@ LATER: Mapping[tuple[str, ...], Any] = {
     ("clock",): None,
     ("evaluate",): "full",
     ("asynchronous",): None,
+    ("metrics",): ["accuracy"],
     ("data", "partition", "replacement"): False,
     ("data", "transfer", "alpha"): None,
     ("data", "validation"): None,

@@ -120,7 +120,7 @@ def _absolute(path: str, home: Path) -> str:
 def _named_files(scenario: Scenario) -> list[Path]:
     """Return files that may lie beside the scenario: modules and relative paths."""
     data, fusion = scenario.data, scenario.fusion
-    names = [data.dataset, data.transfer.source, data.partition.scheme]
+    names = [data.dataset, data.transfer.source, data.partition.scheme, *scenario.metrics]
     names += [group.model for group in scenario.clients]
     if not fusion.from_flower:
         names.append(fusion.strategy)

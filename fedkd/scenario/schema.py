@@ -158,6 +158,10 @@ class Scenario(Section):
     """Rounds between evaluations; the last round is always evaluated. Training is unaffected."""
     evaluate_clients: PositiveInt | None = None
     """Number of evaluated clients, drawn once; fewer save time. Training is unaffected. Absent: all."""
+    metrics: Annotated[list[str], Field(min_length=1)] = ["accuracy"]
+    """Metrics of classification, measured like accuracy, which is always recorded: `macro_f1`,
+    `balanced_accuracy`, `auroc`, `ece`, `nll`, `brier`, or a plug-in function, `"module:function"`. Only
+    accuracy in a stream of tasks."""
     end_with: Literal["fusion", "training"] = "fusion"
     """Last phase of the run. `fusion`: the last fusion. `training`: one more local training of every
     evaluated client, recorded as a further round, as in many papers."""
@@ -188,6 +192,16 @@ class Scenario(Section):
     tracking: Tracking = Tracking()
 
     @property
+    def metric_names(self) -> tuple[str, ...]:
+        """Names under which metrics besides accuracy are recorded: of `"module:function"`, `function`."""
+        return tuple(recorded_name(name) for name in self.metrics if name != "accuracy")
+
+    @property
     def last_round(self) -> int:
         """Last recorded round, counting a local training after the last fusion."""
         return self.rounds + (self.end_with == "training")
+
+
+def recorded_name(metric: str) -> str:
+    """Return the name under which a metric is recorded."""
+    return metric.rpartition(":")[2].rpartition(".")[2]

@@ -110,6 +110,7 @@ def closing_lines(report: RunReport) -> list[str]:
         if before is not None and before != found:
             lines.append(_line("before fusion", _spread(before)))
         lines += _model_lines(final, split)
+    lines += _metric_lines(final)
     lines += _architecture_lines(final.get("by_architecture") or {})
     lines += _continual_lines(report.summary.get("continual"))
     lines += _transferability_lines(report.summary.get("transferability"))
@@ -168,6 +169,24 @@ def _model_lines(final: Mapping[str, Any], split: str) -> list[str]:
         trained = final.get(f"accuracy_before_fusion_{name}_{split}")
         before = "" if trained in (None, found) else f", before fusion {format_percent(trained['mean'])}"
         lines.append(f"  {name:<13}  {_spread(found)}{before}")
+    return lines
+
+
+def _metric_lines(final: Mapping[str, Any]) -> list[str]:
+    """Return the listed metrics besides accuracy as recorded, before and after fusion."""
+    lines = []
+    for key, found in final.items():
+        name, _, split = key.rpartition("_")
+        before = final.get(f"{name}_before_fusion_{split}")
+        if name.startswith("accuracy") or f"{name}_before_fusion_{split}" not in final:
+            continue
+        text = MISSING_VALUE
+        if found is not None:
+            text = f"{found['mean']:.3f} ± {found['std']:.3f} ({found['min']:.3f}–{found['max']:.3f})"
+            text += f" over {_clients(found['n']).strip()}"
+        if before not in (None, found):
+            text += f", before fusion {before['mean']:.3f}"
+        lines.append(_line(f"{split} {name}", text))
     return lines
 
 

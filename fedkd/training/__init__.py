@@ -45,6 +45,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "soft_cross_entropy",
         ],
         "majority_guessing": ["TrainingHits", "majority_class_count"],
+        "metrics": ["METRICS", "MetricFunction", "measure_metrics"],
         "optimizer": ["LrSchedule", "OptimizerSpec", "round_lr"],
         "optimizer_state": ["model_optimizer_state"],
         "phases": ["train_in_phases"],

@@ -46,6 +46,9 @@ from .losses import logits_mse as logits_mse
 from .losses import soft_cross_entropy as soft_cross_entropy
 from .majority_guessing import TrainingHits as TrainingHits
 from .majority_guessing import majority_class_count as majority_class_count
+from .metrics import METRICS as METRICS
+from .metrics import MetricFunction as MetricFunction
+from .metrics import measure_metrics as measure_metrics
 from .optimizer import LrSchedule as LrSchedule
 from .optimizer import OptimizerSpec as OptimizerSpec
 from .optimizer import round_lr as round_lr

@@ -1,8 +1,8 @@
 """Predictions of a model, and their scores."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import nan
 
 import numpy as np
@@ -21,11 +21,15 @@ AT_ONCE_BATCH_LAST = 128
 
 @dataclass(frozen=True)
 class Score:
-    """Accuracy and mean cross entropy on labelled samples, nan without any; `correct` is `[n]`."""
+    """Accuracy and mean cross entropy on labelled samples, nan without any; `correct` is `[n]`.
+
+    `metrics` are the other metrics of the scenario by name.
+    """
 
     accuracy: float
     loss: float
     correct: np.ndarray
+    metrics: Mapping[str, float] = field(default_factory=dict)
 
 
 def predict_in_batches(

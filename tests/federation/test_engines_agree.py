@@ -60,6 +60,7 @@ SCENARIOS: dict[str, dict[str, Any]] = {
     "mixed": BASE
     | {
         "evaluate": 30,
+        "metrics": ["balanced_accuracy", "brier"],
         "clients": [
             {"model": "mlp", "args": {"hidden": [32], "dropout": 0.2}},
             {"model": "lenet"},
@@ -72,6 +73,7 @@ SCENARIOS: dict[str, dict[str, Any]] = {
     "averaged": BASE
     | {
         "evaluate": 30,
+        "metrics": ["macro_f1", "auroc", "ece", "nll"],
         "rounds": 3,
         "clients": [{"model": "resnet8", "args": {"norm": "batch"}}],
         "fusion": {"strategy": "flwr:FedAdam", "eta": 0.01},

@@ -23,6 +23,7 @@ from fedkd.models.registry import MODELS
 from fedkd.plan.load import load_scenario
 from fedkd.plugins.loading import Registry
 from fedkd.scenario.dump import dump_toml
+from fedkd.training.metrics import METRICS
 
 pytestmark = pytest.mark.usefixtures("no_report")
 
@@ -75,6 +76,11 @@ def in_turn(labels, clients, generator, *, offset=0):
     return [np.arange((n + offset) % clients, len(labels), clients) for n in range(clients)]
 
 
+@register.metric("sureness")
+def sureness(probabilities, targets):
+    return probabilities.max(axis=1).mean()
+
+
 @register.dataset("stripes")
 def stripes(samples=400):
     y = np.arange(samples) % 2
@@ -87,6 +93,7 @@ def stripes(samples=400):
 SCENARIO = """
 plugins = ["{module}"]
 rounds = 1
+metrics = ["sureness"]
 clients = [{{ model = "tiny", args = {{ width = 5 }} }}]
 fusion = {{ strategy = "first-mover", leader = 1 }}
 engine = {{ kind = "inline" }}
@@ -102,7 +109,7 @@ transfer = {{ source = "holdout", size = 60 }}
 @pytest.fixture(autouse=True)
 def clean_registries(monkeypatch: pytest.MonkeyPatch) -> None:
     """What a test registers is gone after it."""
-    for registry in (STRATEGIES, LEARNERS, MODELS, PARTITIONS, DATASETS):
+    for registry in (STRATEGIES, LEARNERS, MODELS, PARTITIONS, DATASETS, METRICS):
         monkeypatch.setattr(registry, "_registered", dict(registry._registered))
 
 
@@ -200,6 +207,7 @@ def test_a_scenario_with_plugins_runs(everything: Path, tmp_path: Path):
 
     result = fedkd.run(everything, out=tmp_path / "out")
     assert result.summary["status"] == "done" and result.summary["final"]["bytes_up"] > 0
+    assert result.summary["final"]["sureness_local"]["n"] == 3
 
 
 def test_a_plug_in_learner_learns_a_stream(everything: Path, tmp_path: Path):
@@ -207,7 +215,7 @@ def test_a_plug_in_learner_learns_a_stream(everything: Path, tmp_path: Path):
 
     stream = ["continual.learner=frozen-body", "continual.after=0", "continual.tasks.kind=permuted"]
     everything.write_text(everything.read_text().replace("rounds = 1\n", ""), encoding="utf-8")
-    scenario = load_scenario(everything, [*stream, "continual.tasks.count=2"])
+    scenario = load_scenario(everything, [*stream, "continual.tasks.count=2", 'metrics=["accuracy"]'])
     assert scenario.continual is not None and scenario.continual.model_extra == {"after": 0}
     assert make_learner("frozen-body", {}).name == "frozen-body" and "frozen-body" in LEARNERS.names()
     summary = fedkd.run(scenario, out=tmp_path / "out").summary

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -13,7 +14,7 @@ from torch import nn
 from fedkd.clients.evaluation.fusion_effect import SPLITS, Split
 from fedkd.clients.local.network_trainer import NetworkTrainer
 from fedkd.fusion import Arrays, aux_networks_of, objective_of
-from fedkd.training import Score, score
+from fedkd.training import Score, measure_metrics, score
 
 if TYPE_CHECKING:
     from fedkd.clients.client import Client
@@ -34,7 +35,8 @@ class Evaluator:
         A round of None has all of it.
         """
         x, y = self._tests(split, round)
-        return score(self.answer(x) if len(y) else np.empty((0, self._client.classes)), y)
+        logits = self.answer(x) if len(y) else np.empty((0, self._client.classes))
+        return replace(score(logits, y), metrics=measure_metrics(self._client.plan.metrics, logits, y))
 
     def _tests(self, split: Split, round: int | None) -> tuple[np.ndarray, np.ndarray]:
         data, plan = self._client.data, self._client.plan

@@ -17,6 +17,7 @@ TRAINED = "trained"
 CORRECT = "trained_correct"
 FOLLOWED = "followed/"
 MODELS = "models/"
+METRICS = "metrics/"
 
 
 class GuidanceEffect:
@@ -27,6 +28,7 @@ class GuidanceEffect:
         self._round = -1
         self._before: dict[Split, float] = dict.fromkeys(SPLITS, nan)
         self._models_before: dict[str, float] = {}  # the same by model and split
+        self._metrics_before: dict[str, float] = {}  # other metrics, by metric and split
         # Until an evaluation: the right answers on the common test set before guidance, and the guidance.
         self._correct_before: np.ndarray | None = None
         self._followed: Arrays | None = None
@@ -40,9 +42,14 @@ class GuidanceEffect:
         takes the place of the client's, so that flips of answers are not its own.
         """
         self._round, self._models_before = round, dict(models)
-        self._before = dict.fromkeys(SPLITS, nan)
+        self._before, self._metrics_before = dict.fromkeys(SPLITS, nan), {}
         if scores is not None:
             self._before = {split: score.accuracy for split, score in scores.items()}
+            self._metrics_before = {
+                f"{name}_{split}": value
+                for split, score in scores.items()
+                for name, value in score.metrics.items()
+            }
             self._correct_before = scores["global"].correct
         if replaces:
             self._correct_before = None
@@ -76,6 +83,17 @@ class GuidanceEffect:
         trained = accuracy if isnan(before) else before
         return {f"accuracy_before_fusion_{name}": trained, f"accuracy_{name}": accuracy}
 
+    def metrics_before_and_after(
+        self, round: int, split: Split, metrics: Mapping[str, float]
+    ) -> dict[str, float]:
+        """Return the other metrics of a split before and after fusion, given those after it."""
+        before = self._metrics_before if self._round == round else {}
+        found: dict[str, float] = {}
+        for name, value in metrics.items():
+            found[f"{name}_before_fusion_{split}"] = before.get(f"{name}_{split}", value)
+            found[f"{name}_{split}"] = value
+        return found
+
     def fidelity(
         self,
         round: int,
@@ -108,11 +126,14 @@ class GuidanceEffect:
         if self._correct_before is not None:
             arrays[CORRECT] = self._correct_before
         models = {name: np.array(value, dtype=np.float64) for name, value in self._models_before.items()}
-        return arrays | add_prefix(MODELS, models) | add_prefix(FOLLOWED, self._followed or {})
+        metrics = {name: np.array(value, dtype=np.float64) for name, value in self._metrics_before.items()}
+        arrays |= add_prefix(MODELS, models) | add_prefix(METRICS, metrics)
+        return arrays | add_prefix(FOLLOWED, self._followed or {})
 
     def restore(self, arrays: Arrays) -> None:
         round, *before = arrays[TRAINED].tolist()
         self._round, self._before = int(round), dict(zip(SPLITS, before, strict=True))
         self._correct_before = arrays.get(CORRECT)
         self._models_before = {name: float(value) for name, value in strip_prefix(MODELS, arrays).items()}
+        self._metrics_before = {name: float(value) for name, value in strip_prefix(METRICS, arrays).items()}
         self._followed = strip_prefix(FOLLOWED, arrays) or None

@@ -35,6 +35,11 @@ def _train(client: Client, message: Message) -> Training[Message]:
     if config.get(msg.TELL_TRAINED, False) and client.evaluated:
         scores = {split: client.evaluator.evaluate(split, round) for split in SPLITS}
         figures |= {f"{msg.TRAINED}{split}": score.accuracy for split, score in scores.items()}
+        figures |= {
+            f"{name}_before_fusion_{split}": value
+            for split, score in scores.items()
+            for name, value in score.metrics.items()
+        }
     curves: dict[str, Any] = {} if client.stream is None else client.stream.curves
     told = {msg.CURVES: ConfigRecord(curves), msg.AT_CHANCE: _at_chance(client)}
     return _reply(message, client, arrays=arrays_to_record(uploaded), metrics=MetricRecord(figures), **told)
@@ -65,6 +70,7 @@ def _evaluated(
         moments = client.effect.before_and_after(round, split, score.accuracy)
         metrics |= {f"{name}_{split}": value for name, value in moments.items()}
         metrics[f"loss_{split}"] = score.loss
+        metrics |= client.effect.metrics_before_and_after(round, split, score.metrics)
         for name, own in client.evaluator.evaluate_models(split, score, round).items():
             both = client.effect.before_and_after_of(round, name, split, own.accuracy)
             metrics |= {f"{metric}_{split}": value for metric, value in both.items()}

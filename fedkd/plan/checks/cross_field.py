@@ -10,6 +10,7 @@ from fedkd.errors import UserError, blaming, refuse_if
 from fedkd.models import MODELS
 from fedkd.plan.checks.courses import check_courses
 from fedkd.scenario import PATH_DATASETS, Continual, Data, Scenario, TaskStream
+from fedkd.training import METRICS
 
 if TYPE_CHECKING:
     from fedkd.fusion import FusionStrategy
@@ -45,6 +46,8 @@ def check_scenario(scenario: Scenario) -> None:
     whole = scenario.continual is not None or scenario.asynchronous is not None
     told = "must be 'full' in a stream of tasks and in asynchronous rounds"
     refuse_if(whole and isinstance(scenario.evaluate, int), f"{told}, got {scenario.evaluate}", "evaluate")
+    told = f"must be ['accuracy'] in a stream of tasks, got {scenario.metrics}"
+    refuse_if(scenario.continual is not None and scenario.metric_names, told, "metrics")
     if scenario.continual is not None:
         _check_stream(scenario.continual.tasks)
         _check_stream_data(scenario.continual.tasks, scenario.data)
@@ -53,7 +56,7 @@ def check_scenario(scenario: Scenario) -> None:
 
 
 def check_names(scenario: Scenario) -> None:
-    """Raise a `UserError` for unknown names of data sets, partition schemes and models."""
+    """Raise a `UserError` for unknown names of data sets, partition schemes, models and metrics."""
     data = scenario.data
     named = [
         (PARTITIONS, "data.partition.scheme", data.partition.scheme),
@@ -62,6 +65,7 @@ def check_names(scenario: Scenario) -> None:
     if data.transfer.source not in DRAWN_TRANSFERS:
         named.append((DATASETS, "data.transfer.source", data.transfer.source))
     named += [(MODELS, f"clients.{index}.model", group.model) for index, group in enumerate(scenario.clients)]
+    named += [(METRICS, f"metrics.{index}", name) for index, name in enumerate(scenario.metrics)]
     for registry, key, name in named:
         with blaming(key=key):
             registry.check(name)

@@ -24,6 +24,7 @@ from fedkd.plan.hyperparameters import bind_learner, bind_strategy
 from fedkd.plan.schedule_builder import build_schedule
 from fedkd.plugins import Registry
 from fedkd.scenario import Scenario, resolve_rounds, resolve_stream
+from fedkd.training import METRICS
 
 OF_DATA = ("data.", "continual.tasks.")
 
@@ -87,6 +88,7 @@ def _foreign(scenario: Scenario) -> dict[str, tuple[Registry, str]]:
     named["data.partition.scheme"] = (PARTITIONS, data.partition.scheme)
     if data.transfer.source not in DRAWN_TRANSFERS:
         named["data.transfer.source"] = (DATASETS, data.transfer.source)
+    named |= {f"metrics.{index}": (METRICS, name) for index, name in enumerate(scenario.metrics)}
     for index, group in enumerate(scenario.clients):
         named[f"clients.{index}.model"] = (MODELS, group.model)
     if not scenario.fusion.from_flower:

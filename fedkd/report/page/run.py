@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 from fedkd.continual import StreamOutcome
 from fedkd.plan import poisoned_clients
+from fedkd.report.metrics import Metric, find_metric
 from fedkd.report.page.cost import cost_figures, failure_figures, link_figures
 from fedkd.report.page.federation import accuracy_figures, effect_figures, time_figures
 from fedkd.report.page.labels import label_figures
@@ -96,12 +97,24 @@ def facts(record: RunRecord) -> list[tuple[str, str]]:
             )
             if ending or after is not None:
                 told.append((title, format_before_after(before, after)))
+    for shown, split, name in _listed(record):
+        if (value := final_mean(record, split, name)) is not None:
+            told.append((shown.label, f"{value * shown.scale:.{shown.decimals}f}"))
     if record.summary is not None:
         final = record.summary["final"]
         up, down = format_bytes(final["bytes_up"]), format_bytes(final.get("bytes_down", 0))
         # Between clients, every byte sent is a byte received.
         told.append(("sent", f"{up} between clients" if record.topology else f"{up} up, {down} down"))
     return told
+
+
+def _listed(record: RunRecord) -> list[tuple[Metric, str, str]]:
+    """Return the listed metrics besides accuracy on each split, with their split and name."""
+    return [
+        (find_metric(f"{name}_{split}"), split, name)
+        for name in record.scenario.metric_names
+        for split in ("global", "local")
+    ]
 
 
 def final_mean(record: RunRecord, split: str, name: str) -> float | None:
@@ -122,18 +135,22 @@ def _clients(record: RunRecord) -> Table:
         for split in splits
         for model in record.models_told_apart
     ]
-    known = [(record.series(split, name), heading, 100) for heading, split, name in measured]
-    known.append((record.series("train", "effective_neighbours"), "effective neighbours", 1))
+    known = [(record.series(split, name), heading, 100.0, 1) for heading, split, name in measured]
+    known += [
+        (record.series(split, name), shown.label, shown.scale, shown.decimals)
+        for shown, split, name in _listed(record)
+    ]
+    known.append((record.series("train", "effective_neighbours"), "effective neighbours", 1.0, 1))
     known = [found for found in known if found[0].means]
     poisoned = poisoned_clients(record.scenario)
     samples = sum(task.train.sum(axis=1) for task in record.labels) if record.labels else None
     columns = ["client", *["owner"] * bool(record.owners), "model"]
-    columns += ["training samples"] * (samples is not None) + [heading for _, heading, _ in known]
+    columns += ["training samples"] * (samples is not None) + [heading for _, heading, *_ in known]
     for client, model in enumerate(record.models[:MOST_LISTED]):
         row: list[object] = [client, *record.owners[client : client + 1]]
         row.append(model + " (poisoned)" * (client in poisoned))
         row += [int(samples[client])] if samples is not None else []
-        rows.append([*row, *(_last(found, client, scale) for found, _, scale in known)])
+        rows.append([*row, *(_last(found, client, scale, decimals) for found, _, scale, decimals in known)])
     clients = len(record.models)
     caption = "Last measured values of each client."
     caption += (
@@ -142,12 +159,12 @@ def _clients(record: RunRecord) -> Table:
     return Table("clients", "All clients", columns, rows, caption, open=len(rows) <= 12)
 
 
-def _last(series: Series, client: int, scale: float) -> Cell:
+def _last(series: Series, client: int, scale: float, decimals: int) -> Cell:
     """Return the last measured value of a client."""
     for round in sorted(series.clients, reverse=True):
         if client in series.clients[round]:
             value = series.clients[round][client] * scale
-            return Cell(f"{value:.1f}", value)
+            return Cell(f"{value:.{decimals}f}", value)
     return Cell("–")
 
 
