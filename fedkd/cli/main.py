@@ -200,10 +200,15 @@ def _parser() -> argparse.ArgumentParser:
     text = "all about one of them, e.g. strategies knfu"
     listing.add_argument("name", nargs="?", metavar="NAME", help=text)
 
-    text = "write a strategy, model or learner of your own to start from, with a scenario and a test"
+    text = (
+        "write a strategy, model or learner of your own with a scenario and a test, or a scenario for a table"
+    )
     new = verb("new", verbs.new_verb, text)
-    new.add_argument("kind", choices=("strategy", "model", "learner"))
-    new.add_argument("name", metavar="NAME", help="name of the module, e.g. my_idea")
+    new.add_argument("kind", choices=("strategy", "model", "learner", "scenario"))
+    text = "name of the module, e.g. my_idea, or of the scenario (default: the table's)"
+    new.add_argument("name", nargs="?", metavar="NAME", help=text)
+    text = "the scenario's table: .csv, .tsv, .jsonl, .parquet or .arrow"
+    new.add_argument("--from", dest="table", metavar="FILE", help=text)
     _add_out(new, "where (default: here)", default=Path())
 
     text = "show what is installed, which devices Ray sees, which data sets are found"

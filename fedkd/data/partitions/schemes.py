@@ -53,8 +53,8 @@ def deal_by_owner(
     """
     if owners is None:
         raise UserError(
-            "'natural' needs data that say whose each sample is: 'synthetic', or `owners` beside the arrays"
-            " of an npz file or of a function of your own",
+            "'natural' needs data that say whose each sample is: 'synthetic', `columns.client` of a 'table',"
+            " or `owners` beside the arrays of an npz file or of a function of your own",
             key="data.partition.scheme",
         )
     floor = fewest_samples(scheme)
