@@ -81,6 +81,7 @@ class Roles:
 
 def read_roles(columns: Mapping[str, Any], known: list[str]) -> Roles:
     """Check `data.args.columns` against the names that a table has."""
+    there = set(known)
     for key, value in columns.items():
         told = f"unknown key; {did_you_mean(key, (*NAMES, *LISTS))}"
         refuse_if(key not in (*NAMES, *LISTS), told, f"{KEY}.{key}")
@@ -89,7 +90,7 @@ def read_roles(columns: Mapping[str, Any], known: list[str]) -> Roles:
         told = f"must be {'the name of a column' if key in NAMES else 'a list of columns'}, got {value!r}"
         refuse_if(not fits, told, f"{KEY}.{key}")
         refuse_if(len(set(named)) < len(named), f"names a column twice: {named}", f"{KEY}.{key}")
-        for name in set(named).difference(known):
+        for name in [name for name in named if name not in there]:
             raise UserError(f"no column '{name}'; {did_you_mean(name, known)}", key=f"{KEY}.{key}")
     listed = ", ".join(known[:MAX_LISTED_ITEMS]) + ", …" * (len(known) > MAX_LISTED_ITEMS)
     told = f"must name the column with the classes; the table has {listed}"
