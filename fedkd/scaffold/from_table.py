@@ -29,7 +29,7 @@ def new_scenario(source: str | Path, name: str | None = None, out: str | Path = 
     target = folder / f"{name}.toml"
     refuse_if(target.exists(), "exists already; choose another NAME or another --out", None, file=str(target))
     try:
-        notes, data = _guess(read_table_file(path))
+        notes, data = _guess(read_table_file(path), path)
     except UserError as error:
         raise UserError(error.message, key="--from") from error
     data["args"] = {"path": os.path.relpath(path.resolve(), folder.resolve())} | data["args"]
@@ -46,7 +46,7 @@ def new_scenario(source: str | Path, name: str | None = None, out: str | Path = 
     yield from (f"next: fedkd check {target}", f"      fedkd run {target}")
 
 
-def _guess(table: Any) -> tuple[list[str], dict[str, Any]]:
+def _guess(table: Any, path: Path) -> tuple[list[str], dict[str, Any]]:
     """Return a line for each column, and the table `[data]` without the path."""
     import pyarrow as pa
 
@@ -55,7 +55,7 @@ def _guess(table: Any) -> tuple[list[str], dict[str, Any]]:
     roles: dict[str, Any] = {"label": "", "ignore": [], "categorical": []}
     notes: dict[str, str] = {}
     for name in table.column_names:
-        column, mixed = _cleaned(table[name])
+        column, mixed = _cleaned(table, name, path)
         discrete = column is None or whole_numbers(column)
         sizes = _sizes(column)
         count = len(sizes)
@@ -90,11 +90,11 @@ def _guess(table: Any) -> tuple[list[str], dict[str, Any]]:
     return [one_line(f"{n}: {words.get(n, '')}{note}") for n, note in notes.items()], data | {"args": args}
 
 
-def _cleaned(column: Any) -> tuple[Any, bool]:
+def _cleaned(table: Any, name: str, path: Path) -> tuple[Any, bool]:
     """Return a column as numbers or text, and whether it mixes both; None: it is neither."""
     for numbers in ("most", "none"):
         try:
-            return clean_column(column, "", numbers=numbers), numbers == "none"
+            return clean_column(table, name, path, numbers=numbers), numbers == "none"
         except UserError:
             continue
     return None, False

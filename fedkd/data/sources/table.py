@@ -113,10 +113,7 @@ def read_roles(columns: Mapping[str, Any], known: list[str]) -> Roles:
 def _clean(table: pa.Table, roles: Roles, path: Path) -> dict[str, pa.ChunkedArray]:
     kinds = dict.fromkeys(roles.features, "most") | dict.fromkeys(roles.categorical, "none")
     kinds |= {name: "all" if name == roles.label else "none" for name in roles.others}
-    cleaned = {
-        name: clean_column(table[name], f"{path.name}: column '{name}'", numbers=kind)
-        for name, kind in kinds.items()
-    }
+    cleaned = {name: clean_column(table, name, path, numbers=kind) for name, kind in kinds.items()}
     return cleaned | {name: _as_text(cleaned[name]) for name in roles.categorical}
 
 

@@ -113,29 +113,33 @@ def _check_text(path: Path) -> None:
             start += len(chunk)
 
 
-def clean_column(column: pa.ChunkedArray, where: str, *, numbers: str) -> pa.ChunkedArray:
+def clean_column(table: pa.Table, name: str, path: Path, *, numbers: str) -> pa.ChunkedArray:
     """Return a column as float64 or as text, with nulls for missing values.
 
-    Text becomes numbers if `numbers` is "all" and all of it are, or if `numbers` is "most" and most of it
-    are. Then other text is a `UserError`, and so are infinite and huge numbers. With "none" it stays text.
-    `where` begins the errors.
+    Text of a CSV file becomes numbers if `numbers` is "all" and all of it are, or if `numbers` is "most" and
+    most of it are; other text is a `UserError` then. With "none" it stays text, as that of typed files does.
+    Infinite and huge numbers are a `UserError`.
     """
     import pyarrow as pa
     import pyarrow.compute as pc
 
-    kind = column.type
-    if pa.types.is_dictionary(kind):
-        column, kind = column.cast(kind.value_type), pa.string()
-    if pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind):
+    column, where = table[name], f"{path.name}: column '{name}'"
+    is_a, kind = pa.types, column.type
+    if is_a.is_integer(kind) or is_a.is_floating(kind) or is_a.is_decimal(kind):
         values = column.cast(pa.float64(), safe=False)
         return _finite(pc.if_else(pc.is_nan(values), pa.scalar(None, pa.float64()), values), where)
-    nested = pa.types.is_nested(kind) or pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
-    refuse_if(nested, f"{where} holds {kind}, neither numbers nor categories; put it under ignore", KEY)
-    text = pc.utf8_trim_whitespace(column.cast(pa.string()))
+    try:
+        text = column.cast(kind.value_type) if is_a.is_dictionary(kind) else column
+        refuse_if(is_a.is_nested(text.type), "", None)
+        text = pc.utf8_trim_whitespace(text.cast(pa.string()))
+    except (pa.ArrowException, UserError):
+        told = f"{where} holds {kind}, neither numbers nor categories; put it under ignore"
+        raise UserError(told, key=KEY) from None
     text = pc.if_else(pc.is_in(text, value_set=pa.array(ABSENT)), pa.scalar(None, pa.string()), text)
     numeric = pc.match_substring_regex(text, NUMBER)
     count, present = pc.sum(numeric).as_py() or 0, len(text) - text.null_count
-    if numbers == "none" or 2 * count <= present or (numbers == "all" and count < present):
+    typed = path.suffix.lower() not in SEPARATORS
+    if typed or numbers == "none" or 2 * count <= present or (numbers == "all" and count < present):
         return text
     if count < present:
         row = pc.index(numeric, False).as_py()
