@@ -59,8 +59,9 @@ def _guess(table: Any, path: Path) -> tuple[list[str], dict[str, Any]]:
         discrete = column is None or whole_numbers(column)
         sizes = _sizes(column)
         count = len(sizes)
-        notes[name] = f"{count:,} {'values' if discrete else 'numbers'}"
-        many = column is not None and column.type == pa.string() and count > MAX_CATEGORIES
+        is_text = column is not None and column.type == pa.string()
+        notes[name] = f"{count:,} {'values' if is_text else 'numbers'}"
+        many = is_text and count > MAX_CATEGORIES
         owns = name.lower().removesuffix("_id") in CLIENTS and (sizes >= FEWEST_ROWS).sum() > 1
         if owns and "client" not in roles:
             roles["client"], used[name] = name, column
