@@ -77,7 +77,7 @@ CASES: dict[str, tuple[str, bytes | None, dict[str, Any], tuple[str, ...]]] = {
         "a.jsonl",
         jsonl({"age": "old"}),
         {"columns": PLAIN},
-        ("age", "number to string in row 79"),
+        ("age", "number to string in row 80"),
     ),
     "text among numbers": (
         "a.csv",

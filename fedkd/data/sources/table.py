@@ -191,23 +191,24 @@ def _features(
     import pyarrow as pa
     import pyarrow.compute as pc
 
-    numeric = {name: frame[name].type == pa.float64() for name in roles.features}
+    encoded, lists = {}, {}
     for name in roles.features:
-        count = 0 if numeric[name] else pc.count_distinct(frame[name], mode="only_valid").as_py()
-        told = f"{path.name}: column '{name}' has {count:,} categories, at most {MAX_CATEGORIES:,} fit;"
-        refuse_if(count > MAX_CATEGORIES, f"{told} put it under ignore", KEY)
-    encoded = {name: encode(frame[name]) for name in roles.features if not numeric[name]}
-    lists = {name: values + [MISSING] * bool(frame[name].null_count) for name, (_, values) in encoded.items()}
+        if frame[name].type == pa.string():
+            count = pc.count_distinct(frame[name], mode="only_valid").as_py()
+            told = f"{path.name}: column '{name}' has {count:,} categories, at most {MAX_CATEGORIES:,} fit;"
+            refuse_if(count > MAX_CATEGORIES, f"{told} put it under ignore", KEY)
+            encoded[name], values = encode(frame[name])
+            lists[name] = values + [MISSING] * bool(frame[name].null_count)
     width = sum(len(lists.get(name, [name])) for name in roles.features)
     check_memory_budget(4 * frame.num_rows * width, f"{path} takes", "data.args")
     x, start = np.zeros((frame.num_rows, width), np.float32), 0
     for name in roles.features:
-        if numeric[name]:
+        if name not in lists:
             x[:, start] = _filled(frame[name], train, f"{path.name}: column '{name}'")
             start += 1
             continue
-        codes, values = encoded[name]
-        x[np.arange(len(x)), start + np.where(codes < 0, len(values), codes)] = 1.0
+        # The code of missing values is -1, and their category is the last one.
+        x[np.arange(len(x)), start + encoded[name] % len(lists[name])] = 1.0
         start += len(lists[name])
         more = f", … ({len(lists[name])} in all)" if len(lists[name]) > MAX_LISTED_ITEMS else ""
         progress(f"{path.name}: {name} is one of {', '.join(lists[name][:MAX_LISTED_ITEMS])}{more}")

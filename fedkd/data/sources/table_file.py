@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import re
 from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -35,7 +36,9 @@ def read_table_file(path: Path) -> pa.Table:
     try:
         table = _read(path, path.suffix.lower())
     except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot read {path}: {described(error)}", key=KEY) from error
+        # pyarrow counts rows of JSON from 0.
+        told = re.sub(r"(?<=in row )\d+", lambda row: str(int(row[0]) + 1), described(error))
+        raise UserError(f"cannot read {path}: {told}", key=KEY) from error
     names = table.column_names
     for name, count in Counter(names).items():
         refuse_if(count > 1, f"{path} has {count} columns named '{name}'", KEY)
@@ -81,7 +84,7 @@ def _read_csv(path: Path, separator: str) -> pa.Table:
 
     ragged_rows: list[str] = []
     given: dict[str, Any] = {
-        "read_options": csv.ReadOptions(use_threads=False),  # rows have numbers
+        "read_options": csv.ReadOptions(use_threads=False, block_size=CHUNK),  # rows have numbers
         "parse_options": csv.ParseOptions(
             delimiter=separator, newlines_in_values=True, invalid_row_handler=ragged
         ),
@@ -96,8 +99,7 @@ def _read_csv(path: Path, separator: str) -> pa.Table:
         if not ragged_rows:
             raise
         raise UserError(f"{path}: {ragged_rows[0]}", key=KEY) from error
-    stripped = [name.strip() for name in names]
-    return table.rename_columns(stripped)
+    return table.rename_columns([name.strip() for name in names])
 
 
 def _check_text(path: Path) -> None:
@@ -143,10 +145,8 @@ def clean_column(table: pa.Table, name: str, path: Path, *, numbers: str) -> pa.
         return text
     if count < present:
         row = pc.index(numeric, False).as_py()
-        told = (
-            f"row {row + 1} holds '{text[row].as_py()[:50]}', most other values are numbers; correct it, or"
-        )
-        raise UserError(f"{where}, {told} name the column under categorical", key=KEY)
+        told = f"{where}, row {row + 1} holds '{text[row].as_py()[:50]}', most other values are numbers;"
+        raise UserError(f"{told} correct it, or name the column under categorical", key=KEY)
     return _finite(text.cast(pa.float64()), where)
 
 
