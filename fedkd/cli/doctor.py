@@ -18,6 +18,7 @@ PACKAGES = (
 )
 EXTRAS = {
     "report": ("matplotlib", "plotly", "jinja2", "pyarrow"),
+    "table": ("pyarrow",),
     "deployment": ("cryptography",),
     "completion": ("argcomplete",),
     "frames": ("pandas",),

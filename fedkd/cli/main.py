@@ -200,10 +200,14 @@ def _parser() -> argparse.ArgumentParser:
     text = "show the details of one name, e.g. strategies knfu"
     listing.add_argument("name", nargs="?", metavar="NAME", help=text)
 
-    text = "create the files of a new strategy, model or learner, with a scenario and a test"
+    text = "create the files of a new strategy, model or learner, or a scenario for a table"
     new = verb("new", verbs.new_verb, text)
-    new.add_argument("kind", choices=("strategy", "model", "learner"), help="what to create")
-    new.add_argument("name", metavar="NAME", help="name of the module, e.g. my_idea")
+    kinds = ("strategy", "model", "learner", "scenario")
+    new.add_argument("kind", choices=kinds, help="what to create")
+    text = "name of the module, e.g. my_idea, or of the scenario (default: the table's)"
+    new.add_argument("name", nargs="?", metavar="NAME", help=text)
+    text = "table of the scenario: .csv, .tsv, .jsonl, .parquet or .arrow"
+    new.add_argument("--from", dest="table", metavar="FILE", help=text)
     _add_out(new, "target folder (default: the working folder)", default=Path())
 
     text = "show the installed packages, the devices that Ray sees, and the data sets"

@@ -182,8 +182,14 @@ def list_verb(args: argparse.Namespace) -> None:
 
 
 def new_verb(args: argparse.Namespace) -> None:
-    from fedkd.scaffold import new
+    from fedkd.scaffold import new, new_scenario
 
+    if args.kind == "scenario":
+        refuse_if(args.table is None, "a scenario needs the file of a table: --from FILE", "--from")
+        _print(new_scenario(args.table, args.name, args.out))
+        return
+    refuse_if(args.table is not None, "only with: fedkd new scenario", "--from")
+    refuse_if(args.name is None, f"a {args.kind} needs a name (see fedkd new --help)", "NAME")
     _print(new(args.kind, args.name, args.out))
 
 

@@ -18,6 +18,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "request": ["ProgressCallback", "data_root_folder", "user_cache_folder"],
         "shares.share": ["Share", "share_of_client", "share_of_samples", "share_of_server"],
         "shares.share_file": ["SHARE_MANIFEST", "read_share", "write_share"],
+        "sources.table_file": ["MAX_CATEGORIES", "clean_column", "read_table_file", "whole_numbers"],
         "streams.pixels": ["Permutation", "Rotation", "Transform"],
         "streams.stream": ["FederatedStream"],
         "streams.task": ["Task"],

@@ -23,6 +23,10 @@ from .shares.share import share_of_server as share_of_server
 from .shares.share_file import SHARE_MANIFEST as SHARE_MANIFEST
 from .shares.share_file import read_share as read_share
 from .shares.share_file import write_share as write_share
+from .sources.table_file import MAX_CATEGORIES as MAX_CATEGORIES
+from .sources.table_file import clean_column as clean_column
+from .sources.table_file import read_table_file as read_table_file
+from .sources.table_file import whole_numbers as whole_numbers
 from .streams.pixels import Permutation as Permutation
 from .streams.pixels import Rotation as Rotation
 from .streams.pixels import Transform as Transform

@@ -15,6 +15,7 @@ DATASETS = Registry(
         "cifar100": "fedkd.data.sources.cifar:load_cifar100",
         "synthetic": "fedkd.data.sources.synthetic:load",
         "npz": "fedkd.data.sources.npz:load",
+        "table": "fedkd.data.sources.table:load",
         "image-folder": "fedkd.data.sources.image_folder:load",
     },
     group="fedkd.datasets",
@@ -34,6 +35,7 @@ PARTITIONS = Registry(
         "file": "fedkd.data.partitions.from_file:read_partition_file",
     },
     group="fedkd.partitions",
+    absent={"column": "'natural' gives each client the samples of one value of columns.client"},
 )
 """Core function of each scheme. A plug-in is a ``function(labels, clients, generator, **args)`` that returns
 one index array per client."""

@@ -10,6 +10,7 @@ from string import Template
 from typing import Literal, get_args
 
 from fedkd.errors import UserError, refuse_if
+from fedkd.scaffold.from_table import new_scenario as new_scenario
 from fedkd.storage import expand_path
 
 Kind = Literal["strategy", "model", "learner"]

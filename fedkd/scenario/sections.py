@@ -68,10 +68,10 @@ class Data(Section):
 
     dataset: str = "digits"
     """`digits` (embedded), `mnist`, `fashion-mnist`, `cifar10`, `cifar100`, `synthetic` (generated for every
-    client), `npz`, `image-folder`, or `"pkg.mod:function"`."""
+    client), `npz`, `table`, `image-folder`, or `"pkg.mod:function"`."""
     args: dict[str, Any] = {}
-    """Arguments of the data set: `path` for `npz` and `image-folder`, `alpha`, `beta`, … for `synthetic`,
-    keyword arguments of a plug-in function."""
+    """Arguments of the data set: `path` for `npz`, `table` and `image-folder`, `columns` of a `table`,
+    `alpha`, `beta`, … for `synthetic`, keyword arguments of a plug-in function."""
     root: str | None = None
     """Folder of the data sets, relative to the scenario file or the working folder; absent: `$FEDKD_DATA`,
     else the user cache."""

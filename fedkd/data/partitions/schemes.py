@@ -53,8 +53,8 @@ def deal_by_owner(
     """
     if owners is None:
         raise UserError(
-            "'natural' needs the owner of each sample: use 'synthetic', or add `owners` to the arrays"
-            " of your npz file or function",
+            "'natural' needs the owner of each sample: use 'synthetic', name `columns.client` of a 'table',"
+            " or add `owners` to the arrays of your npz file or function",
             key="data.partition.scheme",
         )
     floor = fewest_samples(scheme)
