@@ -202,8 +202,8 @@ def _parser() -> argparse.ArgumentParser:
 
     text = "create the files of a new strategy, model or learner, or a scenario for a table"
     new = verb("new", verbs.new_verb, text)
-    kinds = ("strategy", "model", "learner", "scenario")
-    new.add_argument("kind", choices=kinds, help="what to create")
+    parts = ("strategy", "model", "learner", "scenario")
+    new.add_argument("kind", choices=parts, help="what to create")
     text = "name of the module, e.g. my_idea, or of the scenario (default: the table's)"
     new.add_argument("name", nargs="?", metavar="NAME", help=text)
     text = "table of the scenario: .csv, .tsv, .jsonl, .parquet or .arrow"

@@ -152,8 +152,10 @@ class FusionStrategy(ABC):
                 return kd_kl(student_logits, targets, self.temperature)
 
     Seven hooks make a strategy: `prepare`, `request`, `fuse` and `end_task` on the server; `upload`, `apply`
-    and `loss` on a client. Mixins add others: `LocalObjective` for local training, `AuxNetworks` for networks
-    beside the client's model, `ServerCost` for estimates.
+    and `loss` on a client. Smaller methods have defaults that fit most strategies: `for_clients`,
+    `targets_of`, `taught_samples`, `probabilities`, `client_metrics`, `kinds_of`, `misfit`. Mixins add others:
+    `LocalObjective` (``local_objective.py``) for local training, `AuxNetworks` (``auxiliary.py``) for networks
+    beside the client's model, `ServerCost` and `ServerModel` (``server_cost.py``) for the server.
     """
 
     paper: ClassVar[str] = ""

@@ -40,7 +40,7 @@ def jsonl(*rows: dict[str, Any]) -> bytes:
 
 PLAIN = {"label": "label"}
 CASES: dict[str, tuple[str, bytes | None, dict[str, Any], tuple[str, ...]]] = {
-    "missing file": ("gone.csv", None, {}, ("data.args.path: nothing lies at 'gone.csv'",)),
+    "missing file": ("gone.csv", None, {}, ("data.args.path: no file or folder 'gone.csv'",)),
     "unknown extension": (
         "a.xlsx",
         b"PK",

@@ -122,6 +122,7 @@ class NetworkTrainer:
     # Training -----------------------------------------------------------------------------------------
 
     def train(self, client: Trainee, proximal_mu: float = 0.0) -> Training[Trained]:
+        """Train on private samples; `fedkd.training.step` takes the gradient steps of the jobs."""
         if self.shared is not None:
             self.shared.measured.forget()
         can, kept = self._strategy.capabilities, self._scenario.training.optimizer_state == "kept"
