@@ -152,10 +152,9 @@ class FusionStrategy(ABC):
                 return kd_kl(student_logits, targets, self.temperature)
 
     Seven hooks make a strategy: `prepare`, `request`, `fuse` and `end_task` on the server; `upload`, `apply`
-    and `loss` on a client. Smaller methods have defaults that fit most strategies: `for_clients`,
-    `targets_of`, `taught_samples`, `probabilities`, `client_metrics`, `kinds_of`, `misfit`. Mixins add others:
-    `LocalObjective` (``local_objective.py``) for local training, `AuxNetworks` (``auxiliary.py``) for networks
-    beside the client's model, `ServerCost` and `ServerModel` (``server_cost.py``) for the server.
+    and `loss` on a client. Other methods have defaults: `for_clients`, `targets_of`, `taught_samples`,
+    `probabilities`, `client_metrics`, `kinds_of`, `misfit`. Mixins add more: `LocalObjective`, `AuxNetworks`
+    (``auxiliary.py``: networks beside the model), `ServerCost` and `ServerModel` (``server_cost.py``).
     """
 
     paper: ClassVar[str] = ""
