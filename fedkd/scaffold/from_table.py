@@ -83,6 +83,8 @@ def _guess(table: Any, path: Path) -> tuple[list[str], dict[str, Any]]:
     if any(column.null_count for column in used.values()):
         args["missing"] = "drop" if any(used[n].null_count for n in (label, client) if n) else "mean"
         frame = frame.drop_null() if args["missing"] == "drop" else frame
+    told = f"a scenario needs {FEWEST_ROWS} rows, the table has {frame.num_rows} without those that it drops"
+    refuse_if(frame.num_rows < FEWEST_ROWS, told, None)
     clients = 0 if client is None else int((_sizes(frame[client]) >= FEWEST_ROWS).sum())
     data: dict[str, Any] = {"dataset": "table", "clients": clients or max(2, min(10, frame.num_rows // 50))}
     data["partition"] = {"scheme": "natural" if clients else "dirichlet"}

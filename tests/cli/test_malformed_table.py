@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import tomli_w
 
@@ -31,6 +32,18 @@ def parquet(**columns: Any) -> bytes:
     labels = [f"{i // 2 % 2}" for i in range(80)]
     parquet.write_table(pa.table({"age": range(80), "label": labels} | columns), sink)
     return sink.getvalue().to_pybytes()
+
+
+def damaged_arrow() -> bytes:
+    """Return a file whose text column claims bytes that are not there."""
+    sink = pa.BufferOutputStream()
+    table = pa.table({"age": ["a", "b", "c", "d"] * 20, "label": [0, 1] * 40})
+    with pa.ipc.new_file(sink, table.schema) as file:
+        file.write_table(table)
+    content = sink.getvalue().to_pybytes()
+    offsets = np.arange(2, 80, dtype=np.int32).tobytes()
+    assert content.count(offsets) == 1
+    return content.replace(offsets, np.full(78, 2**30, np.int32).tobytes())
 
 
 def jsonl(*rows: dict[str, Any]) -> bytes:
@@ -72,6 +85,12 @@ CASES: dict[str, tuple[str, bytes | None, dict[str, Any], tuple[str, ...]]] = {
     "a cut Parquet file": ("a.parquet", parquet()[:200], {}, ("data.args.path: cannot read", "a.parquet")),
     "text as Parquet": ("a.parquet", csv(), {}, ("data.args.path: cannot read", "a.parquet")),
     "text as Arrow": ("a.arrow", csv(), {}, ("data.args.path: cannot read", "a.arrow")),
+    "a damaged Arrow file": (
+        "a.arrow",
+        damaged_arrow(),
+        {"columns": PLAIN},
+        ("data.args.path: cannot read",),
+    ),
     "cut JSON": ("a.jsonl", jsonl() + b'{"age":', {}, ("data.args.path: cannot read", "a.jsonl")),
     "JSON of two types": (
         "a.jsonl",
@@ -103,25 +122,25 @@ CASES: dict[str, tuple[str, bytes | None, dict[str, Any], tuple[str, ...]]] = {
         "a.csv",
         csv("p2,nan,F,A,no"),
         {},
-        ("data.args.missing", "column 'age' has 1 missing values of 80"),
+        ("data.args.missing", "column 'age': 1 of 80 values are missing"),
     ),
     "NaN in Parquet": (
         "a.parquet",
         parquet(age=[float(i) for i in range(79)] + [float("nan")]),
         {"columns": PLAIN},
-        ("data.args.missing", "column 'age' has 1 missing values of 80", '"mean", or "drop"'),
+        ("data.args.missing", "column 'age': 1 of 80 values are missing", '"mean", or "drop"'),
     ),
     "missing client": (
         "a.csv",
         csv("p2,22,F,,no"),
         {"missing": "mean"},
-        ("data.args.missing", "column 'site' has 1 missing values", '"drop" leaves their rows out'),
+        ("data.args.missing", "column 'site': 1 of 80 values are missing", '"drop" leaves their rows out'),
     ),
     "missing label": (
         "a.csv",
         csv("p2,22,F,A,"),
         {"missing": "mean"},
-        ("column 'label' has 1 missing values",),
+        ("column 'label': 1 of 80 values are missing",),
     ),
     "a column without values": (
         "a.parquet",

@@ -134,7 +134,7 @@ def _complete(
         refuse_if(count == frame.num_rows, empty, "data.args.path")
         if missing == "drop" or count == 0:
             continue
-        told = f"{where} has {count:,} missing values of {frame.num_rows:,};"
+        told = f"{where}: {count:,} of {frame.num_rows:,} values are missing;"
         refuse_if(name in roles.others, f'{told} missing = "drop" leaves their rows out', "data.args.missing")
         told = f'{told} set missing = "mean", or "drop" for their rows'
         refuse_if(missing is None, told, "data.args.missing")

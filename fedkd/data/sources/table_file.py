@@ -35,6 +35,7 @@ def read_table_file(path: Path) -> pa.Table:
     refuse_if(path.stat().st_size == 0, f"{path} is empty", KEY)
     try:
         table = _read(path, path.suffix.lower())
+        table.validate(full=True)  # what a damaged file claims may lie outside of it
     except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
         # pyarrow counts rows of JSON from 0.
         told = re.sub(r"(?<=in row )\d+", lambda row: str(int(row[0]) + 1), described(error))
