@@ -13,7 +13,7 @@ import fedkd
 from fedkd.clients.costs.arithmetic import estimate_workload
 from fedkd.clients.costs.model_memory import build_checked_models
 from fedkd.clients.evaluation import test_sample
-from fedkd.clients.evaluation.test_sample import draw_test_sample
+from fedkd.clients.evaluation.common_sample import draw_test_sample
 from fedkd.data.load import load_data
 from fedkd.errors import UserError
 from fedkd.plan.load import parse_plan
