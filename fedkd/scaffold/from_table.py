@@ -78,6 +78,7 @@ def _guess(table: Any, path: Path) -> tuple[list[str], dict[str, Any]]:
     label, client = named[0] if named else few[-1], roles.get("client")
     roles["label"] = label
     roles["categorical"] = [name for name in roles["categorical"] if name != label]
+    refuse_if(used.keys() <= {label, client}, "no column is left to learn from", None)
     frame = pa.table(used)
     args: dict[str, Any] = {"columns": {key: value for key, value in roles.items() if value}}
     if any(column.null_count for column in used.values()):

@@ -95,6 +95,7 @@ def test_columns_of_no_use_are_ignored(tmp_path):
             "--from: gone.csv must be a file with one of the extensions .csv, ",
         ),
         (("scenario", "--from", "a.csv"), "--from: no column looks like a label; the columns are x, z"),
+        (("scenario", "--from", "only.csv"), "--from: no column is left to learn from"),
         (("scenario", "--from", "short.csv"), "--from: a scenario needs 30 rows, the table has 9 without"),
         (("scenario", "a b", "--from", "a.csv"), "NAME: must be letters, digits"),
         (("scenario", "taken", "--from", "a.csv"), "taken.toml: exists already"),
@@ -104,7 +105,13 @@ def test_wrong_words_are_refused_in_one_line(words, told, tmp_path, monkeypatch,
     monkeypatch.chdir(tmp_path)
     Path("a.csv").write_text("x,z\n" + "".join(f"{n / 7},{n}\n" for n in range(99)))
     Path("short.csv").write_text("x,y\n" + "".join(f"{n / 7},{n % 2}\n" for n in range(9)))
+    Path("only.csv").write_text("y\n" + "0\n1\n" * 50)
     Path("taken.toml").touch()
     assert main(["new", *words]) == 2
     assert capsys.readouterr().err.startswith(f"error: {told}")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.csv", "short.csv", "taken.toml"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "a.csv",
+        "only.csv",
+        "short.csv",
+        "taken.toml",
+    ]
