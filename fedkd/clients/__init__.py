@@ -16,7 +16,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         ],
         "evaluation.fusion_effect": ["SPLITS", "Split"],
         "evaluation.task_tests": ["TaskMetric", "is_task_metric"],
-        "evaluation.test_sample": ["with_test_sample"],
+        "evaluation.common_sample": ["with_test_sample"],
         "evaluation.trials": ["LOGITS_KEY", "TRIAL_UPLOAD_KINDS", "run_trials", "trial_knowledge"],
         "factory": [
             "ClientFactory",

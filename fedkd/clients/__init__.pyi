@@ -6,11 +6,11 @@ from .costs.model_memory import STATES_PER_BATCH as STATES_PER_BATCH
 from .costs.model_memory import build_checked_models as build_checked_models
 from .costs.model_memory import estimate_client_bytes as estimate_client_bytes
 from .costs.model_memory import max_resident_clients as max_resident_clients
+from .evaluation.common_sample import with_test_sample as with_test_sample
 from .evaluation.fusion_effect import SPLITS as SPLITS
 from .evaluation.fusion_effect import Split as Split
 from .evaluation.task_tests import TaskMetric as TaskMetric
 from .evaluation.task_tests import is_task_metric as is_task_metric
-from .evaluation.test_sample import with_test_sample as with_test_sample
 from .evaluation.trials import LOGITS_KEY as LOGITS_KEY
 from .evaluation.trials import TRIAL_UPLOAD_KINDS as TRIAL_UPLOAD_KINDS
 from .evaluation.trials import run_trials as run_trials

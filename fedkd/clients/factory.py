@@ -8,7 +8,7 @@ import numpy as np
 from torch import nn
 
 from fedkd.clients.client import Client
-from fedkd.clients.evaluation.test_sample import draw_test_sample
+from fedkd.clients.evaluation.common_sample import draw_test_sample
 from fedkd.clients.local.centralized_trainer import (
     CentralizedModel,
     CentralizedTrainer,

@@ -12,8 +12,8 @@ import pytest
 import fedkd
 from fedkd.clients.costs.arithmetic import estimate_workload
 from fedkd.clients.costs.model_memory import build_checked_models
-from fedkd.clients.evaluation import test_sample
-from fedkd.clients.evaluation.test_sample import draw_test_sample
+from fedkd.clients.evaluation import common_sample
+from fedkd.clients.evaluation.common_sample import draw_test_sample
 from fedkd.data.load import load_data
 from fedkd.errors import UserError
 from fedkd.plan.load import parse_plan
@@ -58,7 +58,7 @@ def test_a_part_changes_common_figures_before_the_last_round_alone(change, digit
 
 def planned(tables: dict[str, Any]) -> Plan:
     plan = parse_plan(tables)
-    return test_sample.with_test_sample(plan, load_data(plan.scenario))
+    return common_sample.with_test_sample(plan, load_data(plan.scenario))
 
 
 def test_a_part_keeps_class_shares(digits_scenario):
@@ -87,8 +87,8 @@ def test_a_part_keeps_class_shares(digits_scenario):
     ids=["all", "two train", "three are evaluated", "every other round", "fewest"],
 )
 def test_a_chosen_part_leaves_evaluations_a_fifth_of_compute(change, number, digits_scenario, monkeypatch):
-    monkeypatch.setattr(test_sample, "SMALL", 0)
-    monkeypatch.setattr(test_sample, "FEWEST_OF_CLASS", 2)
+    monkeypatch.setattr(common_sample, "SMALL", 0)
+    monkeypatch.setattr(common_sample, "FEWEST_OF_CLASS", 2)
     tables = digits_scenario | {"training": {"local_epochs": 8}} | change
     plan = planned(tables)
     assert plan.scenario.evaluate == int(number)

@@ -45,6 +45,12 @@ def test_paths_in_the_contributors_guide_exist():
         assert (REPOSITORY / name).is_file(), name
 
 
+def test_flower_leaves_no_module_out_of_an_app():
+    """Its apps are packed without files that are named like tests."""
+    named = [path.name for path in (REPOSITORY / "fedkd").rglob("*.py")]
+    assert [name for name in named if name.startswith("test_") or name.endswith("_test.py")] == []
+
+
 # Versions ---------------------------------------------------------------------------------------------------
 
 

@@ -7,7 +7,7 @@ from typing import Any
 from torch import nn
 
 from fedkd.clients.costs.model_memory import made_auxiliaries
-from fedkd.clients.evaluation.test_sample import sampled_size
+from fedkd.clients.evaluation.common_sample import sampled_size
 from fedkd.clients.local_samples import count_held_out, selection_holdout_share
 from fedkd.continual import predicts_by_weights
 from fedkd.data import Data, FederatedData, FederatedStream
