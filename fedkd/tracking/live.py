@@ -29,7 +29,7 @@ LINES_AROUND_TASKS = 3
 TASK_LABEL_WIDTH, TASK_COLUMN_WIDTH = 10, 7
 
 COLUMNS = (
-    "\nround", "local acc.\nbefore/after", "global acc.\nbefore/after", "fusion\ngain", "\nup", "\ndown",
+    "\nround", "local acc.\nbefore/after", "global acc.\nbefore/after", "local\ngain", "\nup", "\ndown",
     "\nsec.",
 )  # fmt: skip
 TASK_COLUMN, NEIGHBOURS_COLUMN = "\ntask", "effective\nneighbours"

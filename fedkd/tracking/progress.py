@@ -110,7 +110,7 @@ class PlainProgress(PlainLines, Display):
             *parts,
             f"local {own:>14}",
             f"global {common:>14}",
-            f"gain {wording.gain(report, self._clients):>8}",
+            f"local gain {wording.gain(report, self._clients):>8}",
             f"neighbours {wording.count(report.effective_neighbours):>4}",
             f"up {wording.format_bytes(report.bytes_up):>8}",
             f"down {wording.format_bytes(report.bytes_down):>8}",

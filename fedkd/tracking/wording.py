@@ -182,8 +182,8 @@ def _metric_lines(final: Mapping[str, Any]) -> list[str]:
             continue
         text = MISSING_VALUE
         if found is not None:
-            text = f"{found['mean']:.3f} ± {found['std']:.3f} ({found['min']:.3f}–{found['max']:.3f})"
-            text += f" over {_clients(found['n']).strip()}"
+            text = f"{found['mean']:.3f}, over {_clients(found['n']).strip()}: sd {found['std']:.3f},"
+            text += f" {found['min']:.3f} to {found['max']:.3f}"
         if before not in (None, found):
             text += f", before fusion {before['mean']:.3f}"
         lines.append(_line(f"{split} {name}", text))
@@ -213,9 +213,9 @@ def _spread(over_clients: Mapping[str, Any] | None) -> str:
         return MISSING_VALUE
     text = format_percent(over_clients["mean"])
     if over_clients.get("std") is not None:
-        text += f" ± {100 * over_clients['std']:.1f}"
+        text += f", over clients: sd {100 * over_clients['std']:.1f}"
     if over_clients.get("min") is not None and over_clients.get("max") is not None:
-        text += f" ({100 * over_clients['min']:.1f}–{100 * over_clients['max']:.1f}) over clients"
+        text += f", {100 * over_clients['min']:.1f} to {100 * over_clients['max']:.1f}"
     return text
 
 

@@ -27,7 +27,7 @@ SUMMARY = {
 }
 CLOSING = """\
 results          runs/demo-4
-local accuracy   87.1 % ± 2.0 (80.3–90.1) over clients
+local accuracy   87.1 %, over clients: sd 2.0, 80.3 to 90.1
 global accuracy  –
 traffic          up 20.0 MB, down 1.5 kB
 time             1 min 23 s
@@ -86,11 +86,11 @@ def test_plain_lines_are_aligned_and_exact():
     assert out.getvalue() == (
         "demo: knfu, 10 clients, 12 rounds, seed 4 → runs/demo-4\n"
         "resumed after round 2\n"
-        "round   3/12  local         87.1 %  global  51.6 → 71.3 %  gain  +1.2 pt  neighbours  3.4"
+        "round   3/12  local         87.1 %  global  51.6 → 71.3 %  local gain  +1.2 pt  neighbours  3.4"
         "  up   2.0 MB  down   2.0 MB   1.2 s  left 11 s\n"
-        "round  11/12  local        100.0 %  global              –  gain -12.0 pt  neighbours    –"
+        "round  11/12  local        100.0 %  global              –  local gain -12.0 pt  neighbours    –"
         "  up    999 B  down      0 B   2.0 s  left 2 s\n"
-        "round  12/12  local         87.1 %  global  51.6 → 71.3 %  gain  +1.2 pt  neighbours  3.4"
+        "round  12/12  local         87.1 %  global  51.6 → 71.3 %  local gain  +1.2 pt  neighbours  3.4"
         "  up   2.0 MB  down   2.0 MB   1.2 s\n"
         "\n" + CLOSING
     )
@@ -107,7 +107,7 @@ def test_a_gain_over_fewer_clients_states_their_number():
         progress.round_finished(_report(2, metrics={"train/guided_clients": 10.0}))
         progress.closed()
         told.append(out.getvalue())
-    assert "gain -35.0 pt (4 of 10)" in told[0] and "gain  +1.2 pt  neigh" in told[0]
+    assert "local gain -35.0 pt (4 of 10)" in told[0] and "local gain  +1.2 pt  neigh" in told[0]
     assert "-35.0 pt (4)" in told[1] and "…" not in told[1]
 
 
