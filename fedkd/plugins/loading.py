@@ -141,8 +141,12 @@ def load_object(reference: str, search: Iterable[str | Path] = ()) -> Any:
     target: Any = module
     for part in attribute.split("."):
         if not hasattr(target, part):
-            public = [name for name in vars(module) if not name.startswith("_")]
-            raise UserError(f"module '{module_name}' has no '{attribute}'; {did_you_mean(attribute, public)}")
+            own = [
+                name
+                for name, value in vars(module).items()
+                if not name.startswith("_") and getattr(value, "__module__", "") == module.__name__
+            ]
+            raise UserError(f"module '{module_name}' has no '{attribute}'; {did_you_mean(attribute, own)}")
         target = getattr(target, part)
     return target
 

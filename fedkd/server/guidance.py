@@ -11,21 +11,27 @@ TARGETS = "targets"
 SAMPLES = "samples"
 
 
+def as_sent(targets: np.ndarray) -> np.ndarray:
+    """Return targets in single precision at most; double precision would cost twice the bytes."""
+    return targets.astype(np.float32) if targets.dtype == np.float64 else targets
+
+
 def tables_of(guidance: Guidance, knowledge: Knowledge) -> tuple[dict[int, Arrays], Arrays]:
     """Return each client's arrays and those of all others; clients with equal arrays share a table."""
     shared = dict(guidance.shared)
     if guidance.targets is not None and knowledge.request is not None:
         # Targets of some transfer samples need their indices.
         shared.setdefault(SAMPLES, knowledge.request.astype(np.int32))
-    if guidance.targets is not None and guidance.targets.ndim == 2:
-        shared[TARGETS] = guidance.targets
+    targets = None if guidance.targets is None else as_sent(guidance.targets)
+    if targets is not None and targets.ndim == 2:
+        shared[TARGETS] = targets
     nothing: Arrays = {}
     own: dict[int, Arrays] = dict(
         zip(knowledge.clients, guidance.personal or [nothing] * len(knowledge.clients), strict=True)
     )
-    if guidance.targets is not None and guidance.targets.ndim == 3:
-        pairs = zip(own.items(), guidance.targets, strict=True)
-        own = {client: {**arrays, TARGETS: targets} for (client, arrays), targets in pairs}
+    if targets is not None and targets.ndim == 3:
+        pairs = zip(own.items(), targets, strict=True)
+        own = {client: {**arrays, TARGETS: rows} for (client, arrays), rows in pairs}
     own |= guidance.absent
     tables: dict[int, Arrays] = {id(arrays): {**shared, **arrays} for arrays in own.values()}
     by_client = {client: tables[id(arrays)] for client, arrays in own.items()}

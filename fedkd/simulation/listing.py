@@ -88,7 +88,7 @@ def runs(folder: str | Path = "runs") -> RunList:
     A bench below the folder is one entry.
     """
     if not isinstance(folder, str | os.PathLike):
-        raise UserError(f"must be the path of a folder, got a {type(folder).__name__}")
+        raise UserError(f"the folder must be a path, got {folder!r}")
     root = expand_path(folder)
     try:
         if not root.is_dir():

@@ -119,7 +119,7 @@ def resume(
         Interrupted: As `run`.
     """
     if not isinstance(folder, str | os.PathLike):
-        raise UserError(f"must be the path of a run folder, got a {type(folder).__name__}")
+        raise UserError(f"the run folder must be a path, got {folder!r}")
     folder = expand_path(folder).absolute()
     plan = read_run_plan(folder, rounds)
     refuse_deployed(folder)

@@ -104,7 +104,7 @@ class TrainedRun:
         self, folder: str | Path, round: int | None = None, progress: ProgressCallback | None = None
     ) -> None:
         if not isinstance(folder, str | os.PathLike):
-            raise UserError(f"must be the path of a run folder, got a {type(folder).__name__}")
+            raise UserError(f"the run folder must be a path, got {folder!r}")
         self.folder = expand_path(folder).absolute()
         self.plan: Plan = read_run_plan(self.folder).on_device("cpu")
         self._store = CheckpointStore(self.folder)

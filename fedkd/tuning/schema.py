@@ -97,7 +97,7 @@ def load_search(
     trial. `search` are texts of ``--search``, or a table like the file's `search`.
     """
     if not isinstance(path, str | os.PathLike):
-        raise UserError(f"must be the path of a file, got a {type(path).__name__}")
+        raise UserError(f"the scenario must be the path of a file, got {path!r}")
     path = find_shipped(path, "scenario")
     file, mapping = str(path), read_toml(path)
     if mapping.keys() & {"grid", "variants", "baseline"}:

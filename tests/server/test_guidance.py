@@ -83,6 +83,14 @@ def test_absent_clients_receive_shared_guidance_only():
     assert common[0] is common[1] is for_others and set(common[4]) == {"parameters", "targets"}
 
 
+def test_targets_in_double_precision_are_sent_in_single_precision():
+    for targets in (np.full((3, 4), 0.25), np.full((2, 3, 4), 0.25)):
+        tables, _ = tables_of(Guidance(targets), knowledge())
+        assert {table["targets"].dtype for table in tables.values()} == {np.dtype(np.float32)}
+    half = np.full((3, 4), 0.25, np.float16)
+    assert tables_of(Guidance(half), knowledge())[0][0]["targets"] is half
+
+
 def test_guidance_without_personal_parts_is_for_all_clients():
     targets = np.zeros((3, 4), dtype=np.float32)
     for guidance in (Guidance(targets), Guidance(None, shared={"scale": np.ones(1)})):

@@ -96,5 +96,5 @@ def test_an_empty_folder_lists_no_runs(tmp_path, capsys, monkeypatch):
     assert capsys.readouterr().err == "error: runs: no such folder\n"
     assert main(["runs", "."]) == 0
     assert capsys.readouterr().out == "no runs in .\n"
-    with pytest.raises(UserError, match="must be the path of a folder, got a int"):
+    with pytest.raises(UserError, match="the folder must be a path, got "):
         fedkd.runs(3)

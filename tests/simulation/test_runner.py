@@ -428,7 +428,7 @@ def test_run_accepts_tables_instead_of_a_file(digits_scenario, digits_toml, tmp_
             "must be a scenario, its plan, .*or its tables as a mapping, got a int",
         ),
         (fedkd.run, None, "got a NoneType"),
-        (fedkd.resume, {}, "must be the path of a run folder, got a dict"),
+        (fedkd.resume, {}, "the run folder must be a path, got "),
         (fedkd.bench, {}, "must be the path of a bench file, got a dict"),
     ],
 )
