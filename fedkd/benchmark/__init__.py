@@ -14,7 +14,6 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "scheduler": ["Scheduler", "open_scheduler"],
         "schema": [
             "COMPARED_METRICS",
-            "NAME_PATTERN",
             "Bench",
             "BenchFile",
             "ExperimentFile",

@@ -17,7 +17,6 @@ from .runner import plan_bench as plan_bench
 from .scheduler import Scheduler as Scheduler
 from .scheduler import open_scheduler as open_scheduler
 from .schema import COMPARED_METRICS as COMPARED_METRICS
-from .schema import NAME_PATTERN as NAME_PATTERN
 from .schema import Bench as Bench
 from .schema import BenchFile as BenchFile
 from .schema import ExperimentFile as ExperimentFile

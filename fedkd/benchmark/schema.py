@@ -17,6 +17,7 @@ from fedkd.plan import json_schema
 from fedkd.plugins import explain_error, show_value
 from fedkd.report import CLASSIFICATION_METRICS, CONTINUAL_METRICS
 from fedkd.scenario import (
+    NAME_PATTERN,
     Section,
     check_metric_name,
     dotted_key,
@@ -42,7 +43,6 @@ OF_MODELS = tuple(
 )
 """Metrics of strategies whose clients have a model of their own beside the average."""
 
-NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
 Seed = Annotated[int, Field(ge=0)]
 Seeds = Annotated[list[Seed], Field(min_length=1)] | Annotated[int, Field(ge=1, lt=2**63)]
 

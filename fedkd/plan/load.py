@@ -1,6 +1,7 @@
 """Load scenario files as plans."""
 
 import copy
+import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -13,7 +14,15 @@ from fedkd.plan.checks.unread_keys import NO_OVERRIDES, OverrideLayers
 from fedkd.plan.hyperparameters import bind_strategy, with_canonical_names
 from fedkd.plan.plan import Plan, resolve_plan
 from fedkd.plan.recipe import followed
-from fedkd.scenario import Scenario, apply_overrides, apply_values, find_shipped, read_scenario, read_toml
+from fedkd.scenario import (
+    NAME_PATTERN,
+    Scenario,
+    apply_overrides,
+    apply_values,
+    find_shipped,
+    read_scenario,
+    read_toml,
+)
 
 Found = TypeVar("Found")
 
@@ -37,6 +46,8 @@ def load_without_plugins(path: str | Path, overrides: Sequence[str] = ()) -> Pla
 def _load(path: str | Path, overrides: Sequence[str], seed: int | None, parse: Callable[..., Found]) -> Found:
     path = find_shipped(path, "scenario")
     mapping = read_toml(path)
+    if re.match(NAME_PATTERN, path.stem):
+        mapping.setdefault("name", path.stem)
     from_command_line = apply_overrides(mapping, overrides)
     if seed is not None:
         mapping["seed"] = seed

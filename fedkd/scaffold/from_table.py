@@ -10,6 +10,7 @@ import numpy as np
 
 from fedkd.data import MAX_CATEGORIES, clean_column, read_table_file, whole_numbers
 from fedkd.errors import UserError, one_line, refuse_if
+from fedkd.scenario import NAME_PATTERN
 from fedkd.storage import expand_path
 
 LABELS = ("label", "target", "class", "diagnosis", "y")
@@ -25,7 +26,7 @@ def new_scenario(source: str | Path, name: str | None = None, out: str | Path = 
     path, folder = expand_path(source, key="--from"), expand_path(out, key="--out")
     name = name or re.sub(r"[^A-Za-z0-9._-]+", "-", path.stem).strip("._-") or "table"
     told = f"must be letters, digits, '.', '_' and '-', and begin with a letter or digit, got {name!r}"
-    refuse_if(not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name), told, "NAME")
+    refuse_if(not re.match(NAME_PATTERN, name), told, "NAME")
     target = folder / f"{name}.toml"
     refuse_if(target.exists(), "exists already; choose another NAME or another --out", None, file=str(target))
     try:

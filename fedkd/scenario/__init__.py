@@ -31,6 +31,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "overrides": ["apply_overrides", "apply_values", "parse_override"],
         "schema": [
             "MAX_ROUNDS",
+            "NAME_PATTERN",
             "Engine",
             "Faults",
             "Heterogeneity",

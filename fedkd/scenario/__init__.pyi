@@ -32,6 +32,7 @@ from .overrides import apply_overrides as apply_overrides
 from .overrides import apply_values as apply_values
 from .overrides import parse_override as parse_override
 from .schema import MAX_ROUNDS as MAX_ROUNDS
+from .schema import NAME_PATTERN as NAME_PATTERN
 from .schema import Engine as Engine
 from .schema import Faults as Faults
 from .schema import Heterogeneity as Heterogeneity

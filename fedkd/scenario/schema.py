@@ -24,6 +24,9 @@ from fedkd.scenario.sections import (
 )
 from fedkd.scenario.tracking import Tracking, Wandb
 
+NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
+"""Names of runs, benches and searches, which name folders."""
+
 MAX_ROUNDS = 10**9
 
 
@@ -142,8 +145,8 @@ class Engine(Section):
 class Scenario(Section):
     """The scenario of a run."""
 
-    name: str = Field("scenario", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
-    """Name of the run; letters, digits, `.`, `_` and `-`."""
+    name: str = Field("scenario", pattern=NAME_PATTERN)
+    """Name of the run: letters, digits, `.`, `_` and `-`. Absent: the name of the file."""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     """Seed of all random draws."""
     rounds: Annotated[int, Field(ge=1, le=MAX_ROUNDS)] = 10

@@ -9,7 +9,6 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from fedkd.benchmark import (
-    NAME_PATTERN,
     Bench,
     BenchFile,
     ExperimentFile,
@@ -25,7 +24,7 @@ from fedkd.benchmark import (
     value_at,
 )
 from fedkd.errors import UserError
-from fedkd.scenario import PositiveInt, Scenario, find_shipped, read_toml
+from fedkd.scenario import NAME_PATTERN, PositiveInt, Scenario, find_shipped, read_toml
 from fedkd.tuning.objective import DEFAULT, OBJECTIVES, check_metric
 from fedkd.tuning.space import Dimension, Range, dimensions, parse_search
 

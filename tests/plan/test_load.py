@@ -104,6 +104,19 @@ def test_parsing_does_not_change_its_argument(digits_scenario):
     assert digits_scenario == before
 
 
+@pytest.mark.parametrize(
+    ("file", "text", "name"),
+    [
+        ("mine.toml", "seed = 2", "mine"),
+        ("mine.toml", 'name = "other"', "other"),
+        ("two words.toml", "seed = 2", "scenario"),
+    ],
+)
+def test_a_scenario_without_a_name_is_called_like_its_file(tmp_path, file, text, name):
+    (tmp_path / file).write_text(text)
+    assert load_scenario(tmp_path / file).name == name
+
+
 def test_the_seed_argument_overrides_the_file(tmp_path):
     assert load_scenario(write(tmp_path, "seed = 3"), seed=9).seed == 9
 
