@@ -20,6 +20,7 @@ from fedkd.scenario import Scenario, Tracking
 from fedkd.simulation.results import RunResult
 from fedkd.storage import expand_path
 from fedkd.tracking import (
+    DISK_ERRORS,
     SCENARIO_FILE,
     Observers,
     ProgressFile,
@@ -243,12 +244,12 @@ def _end_told(folder: Path) -> Iterator[None]:
         raise Interrupted(f"stopped at once; {_way_on(folder)}") from None
 
 
-def _kept(folder: Path) -> str:
+def _kept(folder: Path, *, full: bool = True) -> str:
     from fedkd.federation import CheckpointStore
 
     saved = CheckpointStore(folder).rounds()
     kept = f"round {saved[-1]} is saved" if saved else "no round is saved yet"
-    return f"{kept}; free disk space, then continue with: fedkd resume {folder}"
+    return f"{kept}; {'free disk space, then ' * full}continue with: fedkd resume {folder}"
 
 
 @contextmanager
@@ -256,7 +257,8 @@ def _writing_to(folder: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise RunFailed(f"cannot write to {folder}: {error.strerror or error}; {_kept(folder)}") from error
+        kept = _kept(folder, full=error.errno in DISK_ERRORS)
+        raise RunFailed(f"cannot write to {folder}: {error.strerror or error}; {kept}") from error
 
 
 def _explained(error: RunFailed, folder: Path) -> RunFailed:
