@@ -117,10 +117,7 @@ def test_listed_metrics_are_recorded_like_accuracy(write, tmp_path):
 
     lines = closing_lines(RunReport(tmp_path / "listed", result.summary))
     told = final["auroc_global"]
-    assert any(
-        line.startswith(f"global auroc     {told['mean']:.3f} ±") and "over 4 clients" in line
-        for line in lines
-    )
+    assert any(line.startswith(f"global auroc     {told['mean']:.3f}, over 4 clients: sd ") for line in lines)
     page = run_page(read_record(tmp_path / "listed"))
     shown = dict(page.facts)
     assert shown["global macro F1 after fusion (%)"] == f"{100 * final['macro_f1_global']['mean']:.1f}"
