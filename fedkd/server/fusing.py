@@ -34,7 +34,7 @@ MODEL, PENDING = "model/", "pending/"
 
 @dataclass(frozen=True, eq=False)
 class ServerKnowledge:
-    """The server's facts besides uploads, of a federation or one of its tasks.
+    """What the server knows besides the uploads, for the whole federation or for one task.
 
     `transfer_size` is the number M of transfer samples (None: all are always used). `labels` `[M]` are their
     true labels. `models` and `classes_met` return those of a round, if any.

@@ -222,6 +222,6 @@ def load_client(folder: str | Path, index: int, *, round: int | None = None) -> 
     """
     if isinstance(folder, str | os.PathLike) and (Path(folder) / SHARE_MANIFEST).is_file():
         if round is not None:
-            raise UserError("round must be left out: a node keeps its newest client only")
+            raise UserError("leave out round: the folder of a deployed node has only the client's last state")
         return TrainedNode(Path(folder)).client(index)
     return TrainedRun(folder, round).client(index)
