@@ -3,10 +3,11 @@
 Loading, ``--set``, errors and the JSON schema use these models and those of the neighbouring modules.
 """
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
+from fedkd.plugins import show_value
 from fedkd.scenario.continual import MAX_TASKS, Continual, TaskStream
 from fedkd.scenario.fusion import FLOWER_PREFIX, CacheSettings, Filter, Fusion, Orthogonal, Relations
 from fedkd.scenario.sections import (
@@ -142,6 +143,13 @@ class Engine(Section):
     """Most restarts from one checkpoint after lost actors or nodes."""
 
 
+def _samples_or_all(value: Any) -> Any:
+    """Refuse other values in one line; a union would report two."""
+    if value in ("auto", "full") or (isinstance(value, int) and not isinstance(value, bool) and value > 0):
+        return value
+    raise ValueError(f'must be "auto", "full" or a number of samples, got {show_value(value)}')
+
+
 class Scenario(Section):
     """The scenario of a run."""
 
@@ -153,7 +161,7 @@ class Scenario(Section):
     """Number of federated rounds; in a stream of tasks it follows from the tasks."""
     clients_per_round: PositiveInt | None = None
     """Clients sampled for training each round; absent: all of them."""
-    evaluate: Literal["auto", "full"] | PositiveInt = "auto"
+    evaluate: Annotated[Literal["auto", "full"] | PositiveInt, BeforeValidator(_samples_or_all)] = "auto"
     """Number of common test samples in rounds before the last, a stratified sample drawn once. `auto`: so
     many that evaluations take a fifth of compute, at least 20 per class, and all if there are at most 500.
     `full`: all, as always in the last round, in streams and in asynchronous rounds."""

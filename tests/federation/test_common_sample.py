@@ -111,6 +111,13 @@ def test_small_sets_streams_and_asynchronous_rounds_use_all_samples(digits_scena
             parse_plan(tables | {"evaluate": PART})
 
 
+@pytest.mark.parametrize("value", [0, -1, True, "half", 2.5, []])
+def test_a_wrong_part_is_refused_in_one_line(value, digits_scenario):
+    with pytest.raises(UserError, match='must be "auto", "full" or a number of samples, got ') as error:
+        parse_plan(digits_scenario | {"evaluate": value})
+    assert error.value.key == "evaluate" and "more" not in error.value.message
+
+
 def test_a_run_keeps_its_choice(digits_scenario, tmp_path):
     run = fedkd.run(digits_scenario | {"rounds": 2, "evaluate": PART}, out=tmp_path / "run")
     assert f"evaluate = {PART}\n" in (run.folder / "scenario.toml").read_text()
