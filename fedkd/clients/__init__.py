@@ -14,9 +14,9 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "estimate_client_bytes",
             "max_resident_clients",
         ],
+        "evaluation.common_sample": ["with_test_sample"],
         "evaluation.fusion_effect": ["SPLITS", "Split"],
         "evaluation.task_tests": ["TaskMetric", "is_task_metric"],
-        "evaluation.common_sample": ["with_test_sample"],
         "evaluation.trials": ["LOGITS_KEY", "TRIAL_UPLOAD_KINDS", "run_trials", "trial_knowledge"],
         "factory": [
             "ClientFactory",
