@@ -106,7 +106,7 @@ def test_fusion_of_another_model_than_the_evaluated_one():
     for model, (before, after) in series.items():
         for moment, values in (("_before_fusion", before), ("", after)):
             row = {"round": 2, "task": None, "split": "global", "metric": f"accuracy{moment}_{model}"}
-            run.rows += [{**row, "client": c, "value": v} for c, v in (*values.items(), (None, 0.5))]
+            run.rows.extend({**row, "client": c, "value": v} for c, v in (*values.items(), (None, 0.5)))
     assert run_findings(run)[:2] == [
         "Fusion raised the mean global test accuracy of the shared model by 15.0 points in round 2"
         " (30.0 % before, 45.0 % after, 2 clients).",
