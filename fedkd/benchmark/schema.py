@@ -134,7 +134,7 @@ def load_bench(path: str | Path, overrides: Sequence[str] = ()) -> Bench:
     An override of a bench key (``seeds=1``) changes the bench; any other is a scenario key for every cell.
     """
     if not isinstance(path, str | os.PathLike):
-        raise UserError(f"must be the path of a bench file, got a {type(path).__name__}")
+        raise UserError(f"must be the path of a bench file, got {type(path).__name__}")
     path = find_shipped(path, "bench")
     file = str(path)
     mapping = read_toml(path)

@@ -163,7 +163,7 @@ def _read_manifest(path: Path) -> _Manifest:
         key = ".".join(map(str, first["loc"])) or None
         raise UserError(first["msg"], key=key, file=str(path)) from None
     damaged = found.digest not in (None, found.own_digest())
-    refuse_if(damaged, "is not what was written: it is damaged", None, file=str(path))
+    refuse_if(damaged, "is damaged: its contents differ from its checksum", None, file=str(path))
     told = f"must be below {found.clients}, the number of clients, got {found.client}"
     refuse_if(found.client is not None and found.client >= found.clients, told, "client", file=str(path))
     several = found.stream is None and len(found.parts) > 1
