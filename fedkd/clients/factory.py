@@ -145,7 +145,7 @@ def model_outputs(plan: Plan, data: Data) -> int:
 
 def model_factories(plan: Plan, data: Data) -> list[ModelFactory]:
     shape, outputs, search = data.input_shape, model_outputs(plan, data), tuple(plan.scenario.plugin_path)
-    made = {id(group): ModelFactory(group, shape, outputs, search, data.input_dtype) for group in plan.groups}
+    made = {id(group): ModelFactory(group, shape, outputs, search, data.kind) for group in plan.groups}
     return [made[id(group)] for group in plan.groups]
 
 
