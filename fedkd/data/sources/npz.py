@@ -39,6 +39,7 @@ def load(request: SourceRequest) -> Dataset:
         "class_names": None if names is None else [str(name) for name in names.ravel()],
         "owners": arrays.get("owners"),
         "integers": request.integers,
+        "regression": request.regression,
         "key": KEY,
     }
     if all(name in arrays for name in SPLIT):

@@ -22,7 +22,8 @@ def call(function: Callable[..., Any], request: SourceRequest) -> Dataset:
     with plugin_call(request.name, "data.dataset"):
         result = function(**request.args)
     arrays, others = _unpack(result, request.name)
-    return dataset_from_arrays(request.name, *arrays, **others, integers=request.integers, key="data.dataset")
+    others |= {"integers": request.integers, "regression": request.regression}
+    return dataset_from_arrays(request.name, *arrays, **others, key="data.dataset")
 
 
 def _unpack(result: Any, name: str) -> tuple[list[Any], dict[str, Any]]:
