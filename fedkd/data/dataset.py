@@ -71,7 +71,9 @@ def dataset_from_arrays(
     owners = None if owners is None else _owners(owners, len(y), key)
     if regression:
         names = class_names or (["target"] if y.shape[1] == 1 else [f"target {n}" for n in range(y.shape[1])])
-        told = f"there must be a name for each of {y.shape[1]} targets in train_y and test_y, got {len(names)}"
+        told = (
+            f"there must be a name for each of {y.shape[1]} targets in train_y and test_y, got {len(names)}"
+        )
         refuse_if(not len(names) == y.shape[1] == test_labels.shape[1], told, key)
         return Dataset(name, tuple(map(str, names)), x, y, test, test_labels, owners)
     largest = int(max(y.max(), test_labels.max()))

@@ -11,6 +11,8 @@ from fedkd.errors import UserError, refuse_if
 
 Head = Literal["gaussian", "mean"]
 LARGEST_TARGET = 1e15
+LOG_VARIANCE = (-8.0, 8.0)
+"""Bounds of a model's log σ², of standardised targets."""
 BINS = 10
 """Quantile bins of the first target by default, for partitions and figures."""
 
@@ -46,6 +48,12 @@ class TargetScale:
         """Number of outputs of a model."""
         return len(self.names) * (2 if self.head == "gaussian" else 1)
 
+    def distributions(self, outputs: np.ndarray) -> np.ndarray:
+        """Return means and variances [n, 2, O] float64 of outputs, in the targets' unit; NaN: no variance."""
+        mean, variance = split_outputs(outputs, self.head)
+        spread = variance * self.std**2 if self.head == "gaussian" else np.full_like(mean, np.nan)
+        return np.stack([self.original(mean), spread], axis=1)
+
     def standardise(self, targets: np.ndarray) -> np.ndarray:
         """Return targets [n, O] with zero mean and unit variance, float32."""
         return ((targets - self.mean) / self.std).astype(np.float32)
@@ -55,12 +63,26 @@ class TargetScale:
         return values.astype(np.float64) * self.std + self.mean
 
 
+def split_outputs(outputs: np.ndarray, head: Head) -> tuple[np.ndarray, np.ndarray]:
+    """Return μ and σ² [..., O] float64 of a model's outputs; σ² is 1 with the head `mean`."""
+    values = outputs.astype(np.float64)
+    if head == "mean":
+        return values, np.ones_like(values)
+    mean, log_variance = np.split(values, 2, axis=-1)
+    return mean, np.exp(np.clip(log_variance, *LOG_VARIANCE))
+
+
+def join_outputs(mean: np.ndarray, variance: np.ndarray, head: Head) -> np.ndarray:
+    """Return outputs float32 of μ and σ² [..., O], the inverse of `split_outputs`."""
+    if head == "mean":
+        return mean.astype(np.float32)
+    return np.concatenate([mean, np.clip(np.log(variance), *LOG_VARIANCE)], axis=-1).astype(np.float32)
+
+
 def measure_targets(names: tuple[str, ...], targets: np.ndarray, head: Head) -> TargetScale:
     """Return the scale of training targets [n, O]; that of constant targets is 1."""
     mean, std = targets.mean(axis=0), targets.std(axis=0)
-    return TargetScale(
-        names, mean, np.where(std < SMALLEST_STD, 1.0, std), target_edges(targets, BINS), head
-    )
+    return TargetScale(names, mean, np.where(std < SMALLEST_STD, 1.0, std), target_edges(targets, BINS), head)
 
 
 def check_targets(values: Any, what: str, samples: int, key: str) -> np.ndarray:
@@ -91,5 +113,7 @@ def target_edges(targets: np.ndarray, bins: int) -> np.ndarray:
 def target_bins(targets: np.ndarray, bins: int) -> np.ndarray:
     """Return the quantile bin [n] int64 of the first target of every sample."""
     first = targets if targets.ndim == 1 else targets[:, 0]
-    _, codes = np.unique(np.searchsorted(target_edges(targets, bins), first, side="right"), return_inverse=True)
+    _, codes = np.unique(
+        np.searchsorted(target_edges(targets, bins), first, side="right"), return_inverse=True
+    )
     return codes.astype(np.int64)

@@ -15,6 +15,7 @@ from .distillation.filters import filtered_mean as filtered_mean
 from .distillation.filters import filtered_mixture as filtered_mixture
 from .distillation.filters import has_personal_filter as has_personal_filter
 from .distillation.filters import mean_class_shares as mean_class_shares
+from .distillation.gaussian import GaussianStrategy as GaussianStrategy
 from .distillation.knfu import KnFu as KnFu
 from .distillation.selection import varies_requests as varies_requests
 from .distillation.shift import INITIAL_PREDICTION as INITIAL_PREDICTION
@@ -48,6 +49,7 @@ from .math.neighbour_weights import effective_neighbours as effective_neighbours
 from .math.probabilities import finite_logits as finite_logits
 from .math.probabilities import softmax as softmax
 from .prototypes.label_means import label_means as label_means
+from .registry import GAUSSIAN_FORMS as GAUSSIAN_FORMS
 from .registry import STRATEGIES as STRATEGIES
 from .registry import load_strategy_class as load_strategy_class
 from .registry import make_strategy as make_strategy
