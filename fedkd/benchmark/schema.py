@@ -15,7 +15,7 @@ from fedkd.benchmark.merge import flatten, set_keys
 from fedkd.errors import UserError, refuse_if
 from fedkd.plan import json_schema
 from fedkd.plugins import explain_error, show_value
-from fedkd.report import CLASSIFICATION_METRICS, CONTINUAL_METRICS
+from fedkd.report import CONTINUAL_METRICS, LISTED_METRICS
 from fedkd.scenario import (
     NAME_PATTERN,
     Section,
@@ -221,7 +221,7 @@ def check_base_and_seeds(spec: ExperimentFile) -> None:
 
 
 def _check_metrics(metrics: list[str]) -> None:
-    known = (*COMPARED_METRICS, *OF_MODELS, *CLASSIFICATION_METRICS, *CONTINUAL_METRICS)
+    known = (*COMPARED_METRICS, *OF_MODELS, *LISTED_METRICS, *CONTINUAL_METRICS)
     for name in metrics:
         check_metric_name(name, "metrics")
         # Strategies may record unknown metrics, but not under nearly a known name.

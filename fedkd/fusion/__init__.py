@@ -55,7 +55,6 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "math.probabilities": ["finite_logits", "softmax"],
         "prototypes.label_means": ["label_means"],
         "registry": [
-            "GAUSSIAN_FORMS",
             "STRATEGIES",
             "load_strategy_class",
             "make_strategy",

@@ -49,7 +49,6 @@ from .math.neighbour_weights import effective_neighbours as effective_neighbours
 from .math.probabilities import finite_logits as finite_logits
 from .math.probabilities import softmax as softmax
 from .prototypes.label_means import label_means as label_means
-from .registry import GAUSSIAN_FORMS as GAUSSIAN_FORMS
 from .registry import STRATEGIES as STRATEGIES
 from .registry import load_strategy_class as load_strategy_class
 from .registry import make_strategy as make_strategy

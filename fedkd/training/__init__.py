@@ -48,7 +48,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "squared_error",
         ],
         "majority_guessing": ["TrainingHits", "majority_class_count"],
-        "metrics": ["METRICS", "MetricFunction", "lower_is_better"],
+        "metrics": ["METRICS", "MetricFunction"],
         "optimizer": ["LrSchedule", "OptimizerSpec", "round_lr"],
         "optimizer_state": ["model_optimizer_state"],
         "phases": ["train_in_phases"],

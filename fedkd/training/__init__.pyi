@@ -51,7 +51,6 @@ from .majority_guessing import TrainingHits as TrainingHits
 from .majority_guessing import majority_class_count as majority_class_count
 from .metrics import METRICS as METRICS
 from .metrics import MetricFunction as MetricFunction
-from .metrics import lower_is_better as lower_is_better
 from .optimizer import LrSchedule as LrSchedule
 from .optimizer import OptimizerSpec as OptimizerSpec
 from .optimizer import round_lr as round_lr

@@ -34,7 +34,8 @@ if TYPE_CHECKING:
 class GaussianStrategy(FusionStrategy):
     """Base of strategies that fuse Gaussian predictions.
 
-    Targets are like outputs of models, `[M, 2·O]` or `[M, O]`. `head` is the scenario's `data.head`. With `mean` there are no variances, and all rules are the mean.
+    Targets are like outputs of models, `[M, 2·O]` or `[M, O]`. `head` is the scenario's `data.head`. With
+    `mean` there are no variances, and all rules are the mean.
     """
 
     recordable: ClassVar[bool] = True

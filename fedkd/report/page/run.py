@@ -10,7 +10,7 @@ from fedkd.report.page.federation import accuracy_figures, effect_figures, time_
 from fedkd.report.page.labels import label_figures
 from fedkd.report.page.neighbours import neighbour_view
 from fedkd.report.page.page import Item, Page, Section
-from fedkd.report.page.record import MOMENTS, SPLITS, RunRecord, Series
+from fedkd.report.page.record import SPLITS, RunRecord, Series
 from fedkd.report.page.run_findings import run_findings
 from fedkd.report.page.stream import (
     continual_table,
@@ -35,7 +35,10 @@ def run_page(record: RunRecord) -> Page:
     whom: list[Item] = [view] if view is not None else []
     varies = schedule is not None and (record.scenario.continual is not None or not schedule.in_step)
     sections = [
-        Section("Accuracy", [*accuracy_figures(record), *time_figures(record)]),
+        Section(
+            record.main.title[:1].upper() + record.main.title[1:],
+            [*accuracy_figures(record), *time_figures(record)],
+        ),
         Section("Stream of tasks", list(_stream(record, outcome))),
         Section(
             "Fusion" if record.fused else "Local training",
@@ -128,7 +131,8 @@ def _clients(record: RunRecord) -> Table:
     measured = [
         (f"{split}, {moment} fusion (%)" if record.fused else f"{split} accuracy (%)", split, name)
         for split in splits
-        for moment, name in [*MOMENTS.items()][not record.fused :]
+        for moment, name in [*record.moments.items()][not record.fused :]
+        if record.main.name == "accuracy"
     ]
     measured += [
         (f"{split}, {model} model (%)", split, f"accuracy_{model}")
