@@ -47,7 +47,7 @@ class Case:
 
     @property
     def accepted(self) -> str:
-        """Predictions that the strategy fuses, in words."""
+        """Predictions that the strategy takes, in words."""
         return " or ".join(FORMS[form] for form in sorted(self.can.accepts))
 
     @property
@@ -139,7 +139,7 @@ TABLE: Sequence[Row] = (
     Row(
         "other predictions",
         "data.task",
-        "'{name}' fuses {case.accepted}, but data.task = '{case.task.name}' has"
+        "'{name}' needs {case.accepted}, but data.task = '{case.task.name}' has"
         " {case.predicted}; use 'knfu', 'fedmd', 'local' or 'flwr:FedAvg'",
     ),
     *_rows(
