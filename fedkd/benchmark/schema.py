@@ -225,7 +225,8 @@ def _check_metrics(metrics: list[str]) -> None:
     for name in metrics:
         check_metric_name(name, "metrics")
         # Strategies may record unknown metrics, but not under nearly a known name.
-        near = get_close_matches(name, known, n=1, cutoff=0.85)
+        # The long ending makes r2_before_fusion_local near to any such name.
+        near = get_close_matches(name, (one for one in known if one[:3] != "r2_"), n=1, cutoff=0.85)
         if near and near[0] != name and name not in known:
             raise UserError(f"no metric '{name}'; did you mean '{near[0]}'?", key="metrics")
         if name not in known and not name.endswith(("_local", "_global", "_train")):
