@@ -15,7 +15,7 @@ from stopping import StopInRound
 import fedkd
 from fedkd.cli.main import main
 from fedkd.data.load import load_data
-from fedkd.errors import Interrupted
+from fedkd.errors import Interrupted, UserError
 from fedkd.plan.load import load_scenario
 from fedkd.report.page.record import read_record
 from fedkd.report.page.run import run_page
@@ -277,6 +277,23 @@ def test_tables_and_pages_show_the_error(write, tmp_path, capsys):
     assert page.sections[0].title == "RMSE"
     assert "global test RMSE" in page.findings[0] and "%" not in page.findings[0]
     assert any(label == "global RMSE after fusion" for label, _ in page.facts)
+
+
+def test_a_trained_client_predicts_in_the_unit_of_the_target(write, tmp_path, capsys):
+    result = fedkd.run(write(), out=tmp_path / "run")
+    client = fedkd.load_client(result.folder, 2)
+    from sklearn.datasets import load_diabetes
+
+    x, y = load_diabetes(return_X_y=True, scaled=False)
+    found = client.distributions(x)
+    assert found.shape == (442, 2, 1) and (found[:, 1] > 0).all()
+    np.testing.assert_array_equal(client.predict(x), found[:, 0])
+    assert client.classes == ("progression",) and client.predict(x[:0]).shape == (0, 1)
+    assert np.sqrt(((client.predict(x)[:, 0] - y) ** 2).mean()) < 70
+    with pytest.raises(UserError, match="no classes; use `distributions`"):
+        client.probabilities(x)
+    assert main(["export", str(result.folder)]) == 2
+    assert "fedkd.load_client loads its clients" in capsys.readouterr().err
 
 
 def test_a_bench_ranks_the_lowest_error_first(write, tmp_path):
