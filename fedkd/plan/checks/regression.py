@@ -3,7 +3,6 @@
 from collections.abc import Callable, Mapping
 
 from fedkd.errors import UserError
-from fedkd.models import ESTIMATORS
 from fedkd.scenario import Scenario
 
 NEEDS_CLASSES: Mapping[str, tuple[Callable[[Scenario], bool], str]] = {
@@ -32,10 +31,6 @@ NEEDS_CLASSES: Mapping[str, tuple[Callable[[Scenario], bool], str]] = {
     "measure.transferability": (
         lambda s: s.measure is not None and s.measure.transferability is not None,
         "it compares classes",
-    ),
-    "clients.model": (
-        lambda s: any(group.model in ESTIMATORS for group in s.clients),
-        "scikit-learn's classifiers learn classes; use a network",
     ),
 }
 """Tests whether a scenario sets a key, and why it needs classes."""
