@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -315,6 +316,9 @@ def test_tables_and_pages_show_the_error(write, tmp_path, capsys):
     assert "rmse_global=" in repr(result) and "rmse" in result._repr_html_()
     assert main(["runs", str(tmp_path)]) == 0
     assert f"rmse {result.summary['final']['rmse_local']['mean']:.4g}" in capsys.readouterr().out
+    assert main(["watch", "--once", str(result.folder)]) == 0
+    watched = capsys.readouterr().out
+    assert "round  3/3  local rmse" in watched and "%" not in watched
     assert main(["compare", str(local.folder), str(result.folder)]) == 0
     lines = capsys.readouterr().out.splitlines()
     row = next(line for line in lines if line.startswith("global RMSE after fusion"))
@@ -372,4 +376,6 @@ def test_a_bench_ranks_the_lowest_error_first(write, tmp_path):
     assert {metric.better for metric in study.shown} == {"lower"}
     line = next(line for line in markdown_table(study).splitlines() if line.startswith("| 0.01"))
     assert line.count("**") == 8
+    gain = replace(study, metrics=("fusion_gain_global",)).shown[0]
+    assert (gain.scale, gain.unit) == (1.0, "")
     assert "rmse_global" in (tmp_path / "out" / "cells.csv").read_text().splitlines()[0]

@@ -71,6 +71,20 @@ def test_precision_drops_a_client_without_knowledge():
     assert_allclose(found, without, rtol=1e-12)
 
 
+def test_precision_discounts_a_noisy_client():
+    """Independent errors of known variance: weights by precision have the smallest expected error."""
+    draw, std = np.random.default_rng(5), np.array([0.3, 0.3, 0.3, 3.0]).reshape(4, 1, 1)
+    truth = draw.normal(size=(2000, 1))
+    mean, variance = truth + std * draw.normal(size=(4, 2000, 1)), np.broadcast_to(std**2, (4, 2000, 1))
+    weights = np.full((1, 4), 0.25)
+    errors = {
+        rule: np.sqrt(((combine_gaussians(weights, mean, variance, rule)[0][0] - truth) ** 2).mean())
+        for rule in RULES
+    }
+    assert errors["precision"] == pytest.approx(1 / np.sqrt((1 / std**2).sum()), rel=0.05)
+    assert errors["precision"] < 0.3 * errors["mixture"]
+
+
 def test_permuted_clients_give_the_same():
     mean, variance = made()
     weights, order = weights_of(4), np.array([2, 0, 3, 1])

@@ -40,7 +40,7 @@ def comparison_page(records: Sequence[RunRecord]) -> Page:
         Section("Streams of tasks", [*_streams(runs)]),
         Section(
             "Fusion",
-            [figure for curve in CURVES[_main(runs).scale != 100 :] for figure in _curve(runs, *curve)],
+            [figure for curve in CURVES[_main(runs).name != "accuracy" :] for figure in _curve(runs, *curve)],
         ),
         Section("Cost", [*_traffic(runs)]),
     ]

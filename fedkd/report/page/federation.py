@@ -199,7 +199,7 @@ OF_ERRORS = (
 
 def effect_figures(record: RunRecord) -> Iterator[Figure]:
     """Yield the recorded effects of fusion as means with bands over clients."""
-    for name, title, unit, scale, lines, caption in EFFECTS if record.main.scale == 100 else OF_ERRORS:
+    for name, title, unit, scale, lines, caption in EFFECTS if record.main.name == "accuracy" else OF_ERRORS:
         data: list[Trace] = []
         rows: list[list[object]] = []
         of_what = ""
