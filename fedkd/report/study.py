@@ -83,9 +83,12 @@ class Study:
         ]
         # A gain of regression is in the unit of its metric.
         numeric = any(name.startswith(OF_REGRESSION) for run in self.runs for name in run.final)
-        gains = [one.name.startswith("fusion_gain") and numeric for one in found]
-        plain = {"unit": "", "scale": 1.0, "decimals": 3}
-        return tuple(replace(one, **plain) if gain else one for one, gain in zip(found, gains, strict=True))
+        return tuple(
+            replace(one, unit="", scale=1.0, decimals=3)
+            if numeric and one.name.startswith("fusion_gain")
+            else one
+            for one in found
+        )
 
     @cached_property
     def blocks(self) -> dict[Labels, dict[Labels, tuple[StudyRun, ...]]]:
