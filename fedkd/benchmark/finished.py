@@ -65,7 +65,7 @@ def _changed(folder: Path) -> str | None:
     for name in READ:
         try:
             if file_digest(folder / name) != digests.get(name):
-                return f"{name} is not what was written"
+                return f"{name} has changed since it was written"
         except FileNotFoundError:
             return f"{name} is missing"
         except OSError:

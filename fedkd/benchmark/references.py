@@ -1,22 +1,27 @@
-"""Metrics that need a second run: `intransigence` and `gain_over_single` of cells over streams.
+"""Metrics that need a second run.
 
-Siblings share the seed, the stream and all levels but the learner's. The only sibling with the learner
-`joint` is the reference of `intransigence`, that with `single` of `gain_over_single`.
+`intransigence` and `gain_over_single` are of cells over streams. Siblings share the seed, the stream and all
+levels but the learner's. The only sibling with the learner `joint` is the reference of `intransigence`, that
+with `single` of `gain_over_single`.
+
+`share_below_baseline_local` and `_global` compare clients with themselves in the baseline's cell of the same
+seed and the same levels of all other axes.
 """
 
 from collections import defaultdict
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import replace
 from math import isnan
 from statistics import fmean
 
-from fedkd.benchmark.cells import Axis, data_key
+from fedkd.benchmark.cells import Axis, Cell, data_key
 from fedkd.benchmark.results import FinishedCell
 from fedkd.continual import StreamOutcome
-from fedkd.plan import build_schedule
+from fedkd.plan import build_schedule, counted_clients
 from fedkd.report import outcome_of_rows
 from fedkd.tracking import read_metrics
 
+SHARE_BELOW = "share_below_baseline"
 RELATIVE = ("intransigence", "gain_over_single")
 LEARNER = ("continual", "continual!", "continual.learner", "continual.learner!")  # keys that set the learner
 
@@ -39,6 +44,48 @@ def add_reference_metrics(finished: Sequence[FinishedCell], axes: Sequence[Axis]
             continue
         relative |= {each.cell.hash: _relative(_outcome(each, joint, single)) for each in cells if each.done}
     return [replace(each, relative=relative.get(each.cell.hash, {})) for each in finished]
+
+
+def add_share_below(
+    finished: Sequence[FinishedCell], compared: Sequence[str], baseline: Mapping[str, str]
+) -> list[FinishedCell]:
+    """Return the cells, in order, with the shares of clients less accurate than in the baseline.
+
+    Args:
+        compared: Names of the axes along which cells are compared.
+        baseline: Label of the baseline's level on each of these axes.
+    """
+    own = {name: baseline[name] for name in compared if name in baseline}
+
+    def setting(cell: Cell) -> Hashable:
+        return cell.seed, tuple(level.label for name, level in cell.levels.items() if name not in own)
+
+    references = {
+        setting(each.cell): _last_accuracies(each)
+        for each in finished
+        if each.done and all(each.cell.levels[name].label == label for name, label in own.items())
+    }
+    found = []
+    for each in finished:
+        reference, shares = references.get(setting(each.cell), {}), dict[str, float]()
+        for split, theirs in reference.items() if each.done else ():
+            ours = _last_accuracies(each).get(split, {})
+            if shared := ours.keys() & theirs.keys():
+                shares[f"{SHARE_BELOW}_{split}"] = fmean(ours[client] < theirs[client] for client in shared)
+        found.append(replace(each, relative=each.relative | shares))
+    return found
+
+
+def _last_accuracies(cell: FinishedCell) -> dict[str, dict[int, float]]:
+    """Return each counted client's accuracy in the last round, by split."""
+    scenario, found = cell.cell.scenario, dict[str, dict[int, float]]()
+    counted = counted_clients(scenario)
+    last = (scenario.rounds, None, "accuracy")
+    for row in read_metrics(cell.folder):
+        client, value = row["client"], row["value"]
+        if (row["round"], row["task"], row["metric"]) == last and client in counted and value is not None:
+            found.setdefault(row["split"], {})[client] = value
+    return found
 
 
 def _reference(siblings: Sequence[FinishedCell], learner: str) -> StreamOutcome | None:

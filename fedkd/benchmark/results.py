@@ -18,7 +18,7 @@ from fedkd.continual import TaskHistory
 from fedkd.errors import UserError
 from fedkd.plan import build_schedule, listed_metrics
 from fedkd.plugins import require_package
-from fedkd.report import LISTED_METRICS, TEST_SAMPLES, Curve, StudyRun
+from fedkd.report import LISTED_METRICS, OVER_CLIENTS, TEST_SAMPLES, Curve, StudyRun
 from fedkd.scenario import Scenario, accuracy_name, evaluation_protocols
 from fedkd.storage import atomic_replacement
 from fedkd.tracking import METRICS_FILE, read_metrics, read_timings
@@ -210,24 +210,29 @@ def write_cells(finished: Sequence[FinishedCell], axes: Sequence[Axis], path: Pa
 
 
 def final_values(summary: Mapping[str, Any]) -> dict[str, float]:
-    """Return every single number of a summary: means over clients, bytes, seconds, continual metrics."""
+    """Return every single number of a summary: over clients, bytes, seconds, continual metrics.
+
+    The mean over clients has the name of the metric, another statistic a name such as `accuracy_local_min`.
+    """
     values: dict[str, float] = {"seconds": summary["seconds"]}
     for table in (summary["final"], summary.get("continual") or {}):
         for name, value in table.items():
-            number = value.get("mean") if isinstance(value, Mapping) else value
-            if isinstance(number, int | float):
-                values[name] = number
+            found = value if isinstance(value, Mapping) else {"mean": value}
+            named = {name: found.get("mean")} | {f"{name}_{over}": found.get(over) for over in OVER_CLIENTS}
+            values |= {key: number for key, number in named.items() if isinstance(number, int | float)}
     return values
 
 
 def directions(done: Sequence[FinishedCell], metrics: Sequence[str]) -> dict[str, Literal["higher", "lower"]]:
-    """Return which way is better of the plug-in metrics among `metrics`."""
+    """Return which way is better of the plug-in metrics among `metrics`, and of their statistics."""
     found: dict[str, Literal["higher", "lower"]] = {}
     for cell in done:
         lower = (cell.summary or {}).get("lower_is_better", ())
         for _, metric, key in listed_metrics(cell.cell.scenario):
-            if key in metrics and key not in LISTED_METRICS:
-                found[key] = "lower" if metric.removesuffix("_before_fusion") in lower else "higher"
+            if key in LISTED_METRICS:
+                continue
+            for name in {key, f"{key}_worst_10", f"{key}_min", f"{key}_max"}.intersection(metrics):
+                found[name] = "lower" if metric.removesuffix("_before_fusion") in lower else "higher"
     return found
 
 

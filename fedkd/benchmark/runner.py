@@ -24,7 +24,7 @@ from fedkd.benchmark.estimate import estimate
 from fedkd.benchmark.finished import DIGESTS, find_damage, read_summary
 from fedkd.benchmark.folder import check_folder
 from fedkd.benchmark.progress import make_bench_progress
-from fedkd.benchmark.references import add_reference_metrics
+from fedkd.benchmark.references import SHARE_BELOW, add_reference_metrics, add_share_below
 from fedkd.benchmark.results import (
     FinishedCell,
     chance_line,
@@ -186,6 +186,8 @@ def study_of(
     """Return the study of a bench."""
     baseline = resolve_baseline(bench, axes)
     compared = compared_axes(axes, baseline)
+    if any(name.startswith(SHARE_BELOW) for name in metrics):
+        done = add_share_below(done, compared, baseline)
     return Study(
         name=bench.spec.name,
         axes=tuple(StudyAxis(axis.name, tuple(level.label for level in axis.levels)) for axis in axes),

@@ -15,7 +15,7 @@ from fedkd.benchmark.merge import flatten, set_keys
 from fedkd.errors import UserError, refuse_if
 from fedkd.plan import json_schema
 from fedkd.plugins import explain_error, show_value
-from fedkd.report import CONTINUAL_METRICS, LISTED_METRICS
+from fedkd.report import CONTINUAL_METRICS, LISTED_METRICS, OVER_CLIENTS
 from fedkd.scenario import (
     NAME_PATTERN,
     Section,
@@ -31,6 +31,7 @@ from fedkd.storage import expand_path
 COMPARED_METRICS = (
     *("accuracy_before_fusion_local", "accuracy_before_fusion_global", "accuracy_local", "accuracy_global"),
     *("loss_local", "loss_global", "fusion_gain_local", "fusion_gain_global", "loss_train"),
+    *("share_below_baseline_local", "share_below_baseline_global"),
     *("effective_neighbours_train", "bytes_up", "bytes_down", "seconds", "virtual_seconds"),
 )
 """Metrics of every run; strategies, learners and streams record more."""
@@ -88,7 +89,9 @@ class BenchFile(ExperimentFile):
     (`accuracy_before_fusion_local`, `accuracy_local` after fusion, `loss_global`, `fusion_gain_local`,
     `loss_train`, …), `bytes_up`, `bytes_down`, `seconds`, or a continual metric of the summary
     (`average_accuracy_task_incremental`, `bwt`, `forgetting`, `stored_bytes_per_task`, …). Metrics of the
-    cells' key `metrics` are `macro_f1_local`, `macro_f1_before_fusion_local`, ….
+    cells' key `metrics` are `macro_f1_local`, `macro_f1_before_fusion_local`, …. An ending names another
+    statistic over clients than the mean: `accuracy_local_worst_10`, `_min`, `_max`, `_std`, `_jain`, `_gini`.
+    `share_below_baseline_local` and `_global` are the shares of clients below their accuracy in the baseline.
     `intransigence` and `gain_over_single` need the learners `joint` and `single` among the compared cells.
     Absent: accuracies before and after fusion. For streams of tasks: average accuracies with and without the
     task given, `bwt`, `forgetting`, bytes stored, `seconds`."""
@@ -131,7 +134,7 @@ def load_bench(path: str | Path, overrides: Sequence[str] = ()) -> Bench:
     An override of a bench key (``seeds=1``) changes the bench; any other is a scenario key for every cell.
     """
     if not isinstance(path, str | os.PathLike):
-        raise UserError(f"must be the path of a bench file, got a {type(path).__name__}")
+        raise UserError(f"must be the path of a bench file, got {type(path).__name__}")
     path = find_shipped(path, "bench")
     file = str(path)
     mapping = read_toml(path)
@@ -222,8 +225,10 @@ def check_base_and_seeds(spec: ExperimentFile) -> None:
 
 def _check_metrics(metrics: list[str]) -> None:
     known = (*COMPARED_METRICS, *OF_MODELS, *LISTED_METRICS, *CONTINUAL_METRICS)
-    for name in metrics:
-        check_metric_name(name, "metrics")
+    for full_name in metrics:
+        check_metric_name(full_name, "metrics")
+        ending = next((over for over in OVER_CLIENTS if full_name.endswith(f"_{over}")), "")
+        name = full_name.removesuffix(f"_{ending}")
         # Strategies may record unknown metrics, but not under nearly a known name.
         # The long ending makes r2_before_fusion_local near to any such name.
         near = get_close_matches(name, (one for one in known if one[:3] != "r2_"), n=1, cutoff=0.85)

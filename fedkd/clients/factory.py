@@ -152,8 +152,7 @@ def model_factories(plan: Plan, data: Data) -> list[ModelFactory]:
     shape, outputs, search = data.input_shape, model_outputs(plan, data), tuple(plan.scenario.plugin_path)
     numeric = plan.scenario.data.is_regression
     made = {
-        id(group): ModelFactory(group, shape, outputs, search, data.input_dtype, numeric)
-        for group in plan.groups
+        id(group): ModelFactory(group, shape, outputs, search, data.kind, numeric) for group in plan.groups
     }
     return [made[id(group)] for group in plan.groups]
 

@@ -2,6 +2,9 @@ from .dataset import dataset_from_arrays as dataset_from_arrays
 from .federated import ClientData as ClientData
 from .federated import FederatedData as FederatedData
 from .heterogeneity import Skew as Skew
+from .kinds import KINDS as KINDS
+from .kinds import SampleKind as SampleKind
+from .kinds import inferred_kind as inferred_kind
 from .load import Data as Data
 from .load import first_task as first_task
 from .load import load_data as load_data

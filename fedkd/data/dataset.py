@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from fedkd.data.kinds import IMAGE, SampleKind, inferred_kind, kind_named
 from fedkd.data.targets import check_targets
 from fedkd.errors import UserError, described, refuse_if
 
@@ -16,10 +17,10 @@ LARGEST = 1e15  # largest value in a sample: sums of squares of thousands of lar
 class Dataset:
     """Samples in the form of their source, before normalisation.
 
-    `train_x` is [n, *shape], `test_x` [m, *shape]: images (channels, height, width) or vectors (features,),
-    as uint8 in 0..255, float32 (images: in 0..1 by convention), or int64 (ids to be looked up). Labels are
-    int64 in 0..C-1; `class_names` has the C names in their order. Targets of regression are float64 [n, O],
-    and `class_names` has their O names. `owners` [n] are numbers (int64) or names; None: unknown.
+    `train_x` is [n, *shape], `test_x` [m, *shape], as uint8 in 0..255, float32 (images: in 0..1 by
+    convention), or int64 (ids to be looked up). Labels are int64 in 0..C-1; `class_names` has the C names in
+    their order. Targets of regression are float64 [n, O], and `class_names` has their O names. `owners` [n]
+    are numbers (int64) or names; None: unknown. `kind` is inferred unless given.
     """
 
     name: str
@@ -29,6 +30,11 @@ class Dataset:
     test_x: np.ndarray
     test_y: np.ndarray
     owners: np.ndarray | None = None
+    kind: SampleKind = None  # type: ignore[assignment]
+
+    def __post_init__(self) -> None:
+        if self.kind is None:
+            object.__setattr__(self, "kind", inferred_kind(self.shape, self.train_x.dtype))
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -50,6 +56,7 @@ def dataset_from_arrays(
     *,
     class_names: Sequence[str] | None = None,
     owners: Any = None,
+    kind: str | None = None,
     integers: bool = False,
     regression: bool = False,
     key: str = "data.args",
@@ -58,10 +65,12 @@ def dataset_from_arrays(
 
     Images may be [n, H, W], [n, C, H, W] or, with 1 or 3 channels, [n, H, W, C]; labels are integers, [n] or
     [n, 1]. Types other than uint8 become float32; with `integers`, other integers become int64. Without
-    `class_names` the classes are the labels 0..C-1, and each must occur. With `regression`, labels are
-    numeric targets [n] or [n, O].
+    `class_names` the classes are the labels 0..C-1, and each must occur. Without a `kind` it is inferred.
+    With `regression`, labels are numeric targets [n] or [n, O].
     """
-    x, test = _samples(train_x, "train_x", integers, key), _samples(test_x, "test_x", integers, key)
+    given = None if kind is None else kind_named(kind)
+    x = _samples(train_x, "train_x", given, integers, key)
+    test = _samples(test_x, "test_x", given, integers, key)
     read = check_targets if regression else _labels
     y, test_labels = read(train_y, "train_y", len(x), key), read(test_y, "test_y", len(test), key)
     told = f"train_x and test_x must hold samples of one shape, got {x.shape[1:]} and {test.shape[1:]}"
@@ -75,7 +84,7 @@ def dataset_from_arrays(
             f"there must be a name for each of {y.shape[1]} targets in train_y and test_y, got {len(names)}"
         )
         refuse_if(not len(names) == y.shape[1] == test_labels.shape[1], told, key)
-        return Dataset(name, tuple(map(str, names)), x, y, test, test_labels, owners)
+        return Dataset(name, tuple(map(str, names)), x, y, test, test_labels, owners, given)  # type: ignore[arg-type]
     largest = int(max(y.max(), test_labels.max()))
     if class_names is None:
         told = "labels must be 0..C-1, each with a train sample;"
@@ -88,7 +97,7 @@ def dataset_from_arrays(
         class_names = [str(label) for label in range(largest + 1)]
     elif largest >= len(class_names):
         raise UserError(f"label {largest} has no name: there are {len(class_names)} class names", key=key)
-    return Dataset(name, tuple(str(label) for label in class_names), x, y, test, test_labels, owners)
+    return Dataset(name, tuple(str(label) for label in class_names), x, y, test, test_labels, owners, given)  # type: ignore[arg-type]
 
 
 def _as_array(values: Any, what: str, key: str) -> np.ndarray:
@@ -98,16 +107,25 @@ def _as_array(values: Any, what: str, key: str) -> np.ndarray:
         raise UserError(f"{what} must be an array: {described(error)}", key=key) from error
 
 
-def _samples(values: Any, what: str, integers: bool, key: str) -> np.ndarray:
+def _samples(values: Any, what: str, kind: SampleKind | None, integers: bool, key: str) -> np.ndarray:
     x = _as_array(values, what, key)
     refuse_if(x.dtype.kind not in "buif", f"{what} must hold numbers, got dtype {x.dtype}", key)
     told = f"{what} must be [n, features], [n, H, W] or [n, C, H, W] and not empty, got shape {x.shape}"
     refuse_if(x.ndim not in (2, 3, 4) or x.size == 0, told, key)
-    if x.ndim == 3:
-        x = x[:, None]
-    elif x.ndim == 4 and x.shape[3] in (1, 3) and x.shape[1] not in (1, 3):
-        x = np.ascontiguousarray(np.moveaxis(x, 3, 1))
-    if integers and x.dtype.kind in "iu" and x.dtype != np.uint8:
+    if kind in (None, IMAGE):
+        if x.ndim == 3:
+            x = x[:, None]
+        elif x.ndim == 4 and x.shape[3] in (1, 3) and x.shape[1] not in (1, 3):
+            x = np.ascontiguousarray(np.moveaxis(x, 3, 1))
+    if kind is not None:
+        told = f"{what} must hold {kind.form}, got samples {list(x.shape[1:])}"
+        refuse_if(not kind.fits(x.shape[1:]), told, key)
+    if kind is not None and kind.integers:
+        told = f"{what} must hold {kind.plural}, integers ≥ 0, got"
+        refuse_if(x.dtype.kind not in "iu", f"{told} {x.dtype}", key)
+        refuse_if(x.min() < 0, f"{told} {x.min()}", key)
+        return x.astype(np.int64, copy=False)
+    if kind is None and integers and x.dtype.kind in "iu" and x.dtype != np.uint8:
         return x.astype(np.int64, copy=False)
     if x.dtype != np.uint8:
         with np.errstate(over="ignore"):

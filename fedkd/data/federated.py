@@ -8,8 +8,9 @@ import numpy as np
 
 from fedkd.data.dataset import Dataset
 from fedkd.data.heterogeneity import Skew, add_noise, draw_skews, replace_labels, skew_images
+from fedkd.data.kinds import SampleKind, inferred_kind
 from fedkd.data.memory_budget import check_memory_budget
-from fedkd.data.normalise import Statistics, is_integer
+from fedkd.data.normalise import Statistics
 from fedkd.data.partitions.replacement import SIZE
 from fedkd.data.partitions.split_samples import SampleSplit, split_samples
 from fedkd.data.request import ProgressCallback, silent
@@ -58,7 +59,7 @@ class FederatedData:
 
     name: str
     class_names: tuple[str, ...]
-    input_shape: tuple[int, ...]  # (channels, height, width) of an image, (features,) of a vector
+    input_shape: tuple[int, ...]  # [C, H, W] of an image, [F] of a vector, as `kind` says
     x: np.ndarray
     """[S, *input_shape] private samples, client after client, train before test, with clients' skew."""
     y: np.ndarray  # [S] int64 their labels, with label noise
@@ -76,7 +77,13 @@ class FederatedData:
     skew: tuple[Skew, ...] = ()  # drawn skew of every client; empty if clients differ only in their labels
     statistics: Statistics | None = None  # normalisation for samples that come later; None: unknown
     owners: tuple[str, ...] = ()  # name of each client's owner; empty if the data name none
+    kind: SampleKind = None  # type: ignore[assignment]
+    """Kind of the samples, inferred unless given."""
     scale: TargetScale | None = None  # of the targets of regression; None: labels are classes
+
+    def __post_init__(self) -> None:
+        if self.kind is None:
+            object.__setattr__(self, "kind", inferred_kind(self.input_shape, self.x.dtype))
 
     @property
     def classes(self) -> int:
@@ -156,10 +163,9 @@ def federate(
     the same in all tasks. `written` has every client's train indices from a file; None: the scheme decides.
     """
     scenario, seed = sources.scenario, sources.scenario.seed
-    if is_integer(dataset.train_x):
-        for kind in ("rotation", "noise", "colour"):
-            told = "must be 0, because the samples are integers"
-            refuse_if(getattr(scenario.heterogeneity, kind), told, f"heterogeneity.{kind}")
+    for key, value in scenario.heterogeneity:
+        told = f"must be 0, because the samples are {dataset.kind.plural} {list(dataset.shape)}"
+        refuse_if(value and key not in dataset.kind.heterogeneity, told, f"heterogeneity.{key}")
     split = split_samples(dataset, scenario, sources.search, task=task, written=written)
     clients, held_out, common = scenario.data.clients, split.held_out, split.common
     if scenario.data.partition.replacement:
@@ -189,6 +195,7 @@ def federate(
         foreign_y=foreign,
         skew=skew,
         statistics=statistics,
+        kind=dataset.kind,
         owners=() if names is None else tuple(str(names[split.private[start]]) for start, _ in split.shares),
         scale=scale,
     )

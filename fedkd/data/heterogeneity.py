@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from fedkd.errors import UserError, refuse_if
+from fedkd.errors import UserError
 from fedkd.randomness import numpy_generator
 from fedkd.scenario import Heterogeneity
 
@@ -30,9 +30,6 @@ def draw_skews(
     """Draw each client's skew, each kind by its own generator; empty if clients do not differ."""
     if heterogeneity == Heterogeneity():
         return ()
-    for kind in ("rotation", "colour"):
-        told = f"needs images (channels, height, width), but a sample has shape {list(shape)}; must be 0"
-        refuse_if(getattr(heterogeneity, kind) and len(shape) != 3, told, f"heterogeneity.{kind}")
     if heterogeneity.label_noise and classes < 2:
         raise UserError("needs at least 2 classes, the data have 1", key="heterogeneity.label_noise")
 

@@ -10,7 +10,7 @@ CHUNK = 4096
 
 @dataclass(frozen=True)
 class Statistics:
-    """Mean and standard deviation of a train split, float64 [C, 1, 1] or [F]; uint8 taken as value / 255."""
+    """Mean and standard deviation of a train split, float64 [C, 1, …] or [F]; uint8 taken as value / 255."""
 
     mean: np.ndarray
     std: np.ndarray
@@ -30,7 +30,7 @@ class AsStored(Statistics):
 
     def normalise(self, x: np.ndarray) -> np.ndarray:
         """Return a new C-contiguous array: int64 for integers other than uint8, else float32."""
-        if is_integer(x):
+        if x.dtype.kind in "iu" and x.dtype != np.uint8:
             return x.astype(np.int64, order="C")
         out = x.astype(np.float32, order="C")
         if x.dtype == np.uint8:
@@ -39,20 +39,14 @@ class AsStored(Statistics):
 
 
 def as_stored(x: np.ndarray) -> AsStored:
-    """Return the normalisation that keeps samples [n, C, H, W] or [n, F] as they are stored."""
-    shape = (x.shape[1], 1, 1) if x.ndim == 4 else (x.shape[1],)
+    """Return the normalisation that keeps samples [n, *shape] as they are stored."""
+    shape = (x.shape[1], *[1] * (x.ndim - 2))
     return AsStored(np.zeros(shape), np.ones(shape))
 
 
-def is_integer(x: np.ndarray) -> bool:
-    """Return whether samples are integers to look up, such as token ids; uint8 are pixels."""
-    return x.dtype.kind in "iu" and x.dtype != np.uint8
-
-
 def measure(x: np.ndarray) -> Statistics:
-    """Return the statistics of a train split [n, C, H, W] or [n, F], in float64 (exact for uint8)."""
-    axes = (0, 2, 3) if x.ndim == 4 else (0,)
-    shape = (-1, 1, 1) if x.ndim == 4 else (-1,)
+    """Return a train split's statistics by channel or feature (axis 1), in float64 (exact for uint8)."""
+    axes, shape = (0, *range(2, x.ndim)), (-1, *[1] * (x.ndim - 2))
     count, unit = x.size // x.shape[1], 1.0
     chunks = [slice(start, start + CHUNK) for start in range(0, len(x), CHUNK)]
     if x.dtype == np.uint8:

@@ -8,7 +8,7 @@ from typing import Any
 
 from fedkd.data.dataset import Dataset
 from fedkd.data.memory_budget import check_memory_budget
-from fedkd.data.normalise import Statistics, as_stored, is_integer, measure
+from fedkd.data.normalise import Statistics, as_stored, measure
 from fedkd.data.registry import load_dataset
 from fedkd.data.request import ProgressCallback, SourceRequest, data_root_folder, silent
 from fedkd.data.targets import TargetScale, measure_targets
@@ -44,7 +44,8 @@ class Sources:
 
     def statistics(self, dataset: Dataset) -> Statistics:
         """Return the normalisation of a data set's samples."""
-        return measure(dataset.train_x) if self.scenario.data.normalise else as_stored(dataset.train_x)
+        scales = self.scenario.data.normalise and dataset.kind.statistics
+        return measure(dataset.train_x) if scales else as_stored(dataset.train_x)
 
     def target_scale(self, dataset: Dataset) -> TargetScale | None:
         """Return the scale of a data set's targets; None: its labels are classes."""
@@ -59,8 +60,8 @@ class Sources:
         if transfer.source == "holdout":
             return None
         if transfer.source == "noise":
-            told = "noise does not fit integer samples; use 'holdout' or another data set"
-            refuse_if(is_integer(private.train_x), told, "data.transfer.source")
+            told = f"noise does not fit {private.kind.plural}; use 'holdout' or another data set"
+            refuse_if(not private.kind.noise, told, "data.transfer.source")
             size = 4 * transfer.size * prod(private.shape)
             check_memory_budget(size, f"{transfer.size:,} samples of noise take", "data.transfer.size")
             return PublicSamples(noise(transfer.size, private.shape, seed=seed), None)

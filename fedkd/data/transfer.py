@@ -5,7 +5,7 @@ from typing import NamedTuple
 import numpy as np
 
 from fedkd.data.dataset import Dataset
-from fedkd.data.normalise import Statistics, is_integer
+from fedkd.data.normalise import Statistics
 from fedkd.data.partitions.stratified import apportion
 from fedkd.data.registry import DATASETS, load_dataset
 from fedkd.data.request import SourceRequest
@@ -72,11 +72,10 @@ def foreign_samples(
     dataset = load_dataset(request, key=key, args_key="data.transfer.args")
     told = f"must be ≤ {len(dataset.train_x)}, the train samples of '{name}', got {size}"
     refuse_if(size > len(dataset.train_x), told, "data.transfer.size")
-    words = {True: "integers", False: "not integers"}
-    foreign, own = is_integer(dataset.train_x), is_integer(private.train_x)
-    refuse_if(foreign != own, f"samples of '{name}' are {words[foreign]}, the private ones {words[own]}", key)
-    if dataset.shape != shape and (own or not len(dataset.shape) == len(shape) == 3):
-        raise UserError(f"samples of '{name}' have shape {dataset.shape}, the private ones {shape}", key=key)
+    told = f"samples of '{name}' are {dataset.kind.plural}, the private ones {private.kind.plural}"
+    refuse_if(dataset.kind != private.kind, told, key)
+    told = f"samples of '{name}' have shape {dataset.shape}, the private ones {shape}"
+    refuse_if(dataset.shape != shape and not private.kind.converts, told, key)
     chosen = np.sort(numpy_generator(seed, "transfer").choice(len(dataset.train_x), size, replace=False))
     x = dataset.train_x[chosen]
     x = statistics.normalise(x if dataset.shape == shape else convert_images(x, shape))

@@ -6,11 +6,11 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     [],
     {
-        "clients": ["estimate_capacity"],
         "compat": ["allowed_cpus", "minimal_ray", "private_ray"],
         "ray.cluster": ["RayCluster", "connect_ray"],
         "ray.node_check": ["check_nodes", "other_nodes", "shipped_plugin_files"],
         "ray.placement": ["check_local_gpus", "count_actors", "gpu_share"],
+        "room": ["estimate_capacity"],
         "signals": ["ignore_closed_terminal", "signals_as_interrupts", "watch_stop_signals"],
         "startup": ["RestartPolicy", "StartedEngine", "describe_restart_point", "started_engine"],
         "supervisor": [

@@ -1,4 +1,3 @@
-from .clients import estimate_capacity as estimate_capacity
 from .compat import allowed_cpus as allowed_cpus
 from .compat import minimal_ray as minimal_ray
 from .compat import private_ray as private_ray
@@ -10,6 +9,7 @@ from .ray.node_check import shipped_plugin_files as shipped_plugin_files
 from .ray.placement import check_local_gpus as check_local_gpus
 from .ray.placement import count_actors as count_actors
 from .ray.placement import gpu_share as gpu_share
+from .room import estimate_capacity as estimate_capacity
 from .signals import ignore_closed_terminal as ignore_closed_terminal
 from .signals import signals_as_interrupts as signals_as_interrupts
 from .signals import watch_stop_signals as watch_stop_signals

@@ -1,8 +1,6 @@
 """A scenario's clients on an engine."""
 
-import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,45 +11,21 @@ from fedkd.clients import (
     ExecutorChoice,
     build_checked_models,
     estimate_client_bytes,
-    max_resident_clients,
     select_executor,
     with_test_sample,
 )
 from fedkd.data import Data, FederatedData
 from fedkd.engine.grid import Blocks, EngineGrid
 from fedkd.engine.inline import InlineGrid
-from fedkd.engine.live_clients import Room
 from fedkd.engine.ray.cluster import RayCluster
 from fedkd.engine.ray.node_check import ShippedFolder, check_nodes, shipped_plugin_files, with_shipped_files
 from fedkd.engine.ray.placement import gpu_share, room_for_actors
+from fedkd.engine.room import MemoryShare, Room
 from fedkd.engine.work_assignment import client_costs
 from fedkd.errors import described
 from fedkd.federation import answer_batch, client_app, local_context
 from fedkd.plan import Plan, open_plan, resolve_plan
 from fedkd.scenario import scenario_from_json
-from fedkd.training import resolve_device
-
-
-@dataclass(frozen=True)
-class MemoryShare:
-    """A process's share of the memory for clients of about `client_bytes`, and of a GPU.
-
-    `processes` is the most on a machine, `folder` the place of idle clients' states.
-    """
-
-    client_bytes: int
-    processes: int = 1
-    gpu_share: float = 1.0
-    folder: Path | None = None
-
-    def room(self, plan: Plan) -> Room:
-        clients, engine = plan.scenario.engine.live_clients, plan.scenario.engine
-        if clients is None:
-            here = max(1, int((os.cpu_count() or 1) / engine.cpus_per_actor))
-            share = 1 / min(self.processes, here)
-            device = resolve_device(engine.device)
-            clients = max_resident_clients(self.client_bytes, share, self.gpu_share, device)
-        return Room(clients, self.folder, evaluation_changes=plan.learner is not None)
 
 
 class ScenarioWorkload:
@@ -141,18 +115,6 @@ def on_its_device(plan: Plan, gpus_per_actor: float | None) -> Plan:
     if plan.scenario.engine.device != "auto" or gpus_per_actor != 0:
         return plan
     return plan.on_device("cpu")
-
-
-def estimate_capacity(plan: Plan, data: Data) -> tuple[int, int]:
-    """Return the number of clients that fit a process here, and the bytes of each."""
-    engine, of_client = (
-        plan.scenario.engine,
-        estimate_client_bytes(plan, data, build_checked_models(plan, data)),
-    )
-    processes = 1 if engine.kind == "inline" else engine.actors or len(plan.blocks)
-    room = MemoryShare(of_client, min(processes, len(plan.blocks)), engine.gpus_per_actor or 1.0).room(plan)
-    assert room.clients is not None
-    return room.clients, of_client
 
 
 WAIT_SECONDS = 0.5

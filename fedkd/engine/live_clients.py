@@ -1,14 +1,13 @@
 """The live clients of a process; idle ones are written to disk, failed ones restored."""
 
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from flwr.app import ArrayRecord, Context, Message, RecordDict
 
 from fedkd.engine.grid import answer, error_reply
 from fedkd.engine.idle_states import IdleStates
+from fedkd.engine.room import Room
 from fedkd.errors import described
 from fedkd.federation import arrays_to_record, client_of_node, record_to_arrays
 from fedkd.federation.messages import records as msg
@@ -20,18 +19,6 @@ Together = Callable[[Sequence[tuple[Message, Context]]], "list[Message | Excepti
 
 STATELESS = frozenset({msg.IDENTIFY, msg.EXPORT_STATE, msg.SHOW, msg.TRY_OUT})
 """Message types that leave client state unchanged."""
-
-
-@dataclass(frozen=True)
-class Room:
-    """Number of clients in a process at a time (None: all), and the folder of other states.
-
-    `evaluation_changes`: True if an evaluation without guidance may change a client, as by beginning a task.
-    """
-
-    clients: int | None = None
-    folder: Path | None = None
-    evaluation_changes: bool = True
 
 
 class LiveClients:

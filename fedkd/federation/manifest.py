@@ -90,7 +90,7 @@ def _content(path: Path) -> dict[str, Any]:
     except (OSError, InvalidJson):
         raise DamagedFile(f"{MANIFEST} cannot be read") from None
     if not isinstance(manifest, dict) or manifest.pop("digest", None) != digest_of(manifest):
-        raise DamagedFile(f"{MANIFEST} is not what was written")
+        raise DamagedFile(f"{MANIFEST} is damaged")
     if "clients" not in manifest:
         raise DamagedFile("an earlier release of fedkd wrote it")
     if manifest["round"] != round_of(path):

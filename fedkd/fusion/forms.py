@@ -216,7 +216,7 @@ def check_feature_widths(strategy: str, clients: Sequence[int], widths: Sequence
     if len(first) > 1:
         seen = ", ".join(f"{width} (client {client})" for width, client in first.items())
         raise UserError(
-            f"'{strategy}' needs models whose features are equally wide, got {seen}", key="clients.model"
+            f"'{strategy}' needs models with the same number of features, got {seen}", key="clients.model"
         )
 
 

@@ -11,11 +11,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from fedkd.data import KINDS, SampleKind, inferred_kind
 from fedkd.errors import UserError, blaming, described, refuse_if
 from fedkd.models.estimator import Estimator, check_estimator, is_estimator_class
 from fedkd.models.evaluation_mode import evaluation_mode
 from fedkd.models.fast.kernel_mode import Allowance, FlopCounter
-from fedkd.models.registry import MODELS, REGRESSORS
+from fedkd.models.registry import MODEL_KINDS, MODELS, REGRESSORS
 from fedkd.models.regressor import check_regressor, is_regressor_class
 from fedkd.plugins import contain_plugin, plugin_call
 from fedkd.randomness import seeded_torch
@@ -26,17 +27,21 @@ from fedkd.scenario import ClientGroup, Scenario
 class ModelFactory:
     """Makes fresh models of a client group.
 
-    `input_shape` of a sample is ``(channels, height, width)`` or ``(features,)``. `input_dtype` is float32,
-    or int64 for integers such as token ids. `outputs` is the number of classes C, or more. `plugin_path` has
-    the folders of ``.py`` files for ``"module:factory"``.
+    `input_shape` is the shape of a sample of `kind` (None: inferred from the shape). `outputs` is the number
+    of classes C, or more. `plugin_path` has the folders of ``.py`` files for ``"module:factory"``.
     """
 
     group: ClientGroup
     input_shape: Sequence[int]
     outputs: int
     plugin_path: Sequence[str | Path] = ()
-    input_dtype: np.dtype | type = np.float32
+    kind: SampleKind | None = None
     regression: bool = False
+
+    @property
+    def input_dtype(self) -> np.dtype:
+        """Type of the samples."""
+        return self._kind.dtype
 
     def load(self) -> None:
         """Import the model's code now; a `UserError` for unknown models or wrong arguments."""
@@ -65,7 +70,12 @@ class ModelFactory:
 
     def _call(self) -> Any:
         factory = _factory(self.group, self.plugin_path, self.regression)
+        _check_kind(factory, self.group.model, self._kind, self._shape)
         return _call(factory, self.group, self._shape, self.outputs, self.regression)
+
+    @property
+    def _kind(self) -> SampleKind:
+        return self.kind or inferred_kind(self._shape)
 
     @property
     def _shape(self) -> tuple[int, ...]:
@@ -79,10 +89,10 @@ def build_model(
     *,
     seed: int,
     plugin_path: Sequence[str | Path] = (),
-    input_dtype: np.dtype | type = np.float32,
+    kind: SampleKind | None = None,
 ) -> nn.Module:
     """Return a fresh network of a client group (see `ModelFactory.make`), or raise a `UserError`."""
-    model = ModelFactory(group, input_shape, classes, plugin_path, input_dtype).make(seed)
+    model = ModelFactory(group, input_shape, classes, plugin_path, kind).make(seed)
     if not isinstance(model, nn.Module):
         told = f"'{group.model}' returned a {type(model).__name__}; must be a torch.nn.Module"
         raise UserError(told, key="clients.model")
@@ -93,16 +103,15 @@ def build_group_models(
     scenario: Scenario,
     input_shape: Sequence[int],
     classes: int,
-    input_dtype: np.dtype | type = np.float32,
+    kind: SampleKind | None = None,
     limit: tuple[int, str] | None = None,
 ) -> list[nn.Module | Estimator]:
     """Return one model of every client group, within a `limit` of bytes (see `Allowance`)."""
     models: list[nn.Module | Estimator] = []
     for index, group in enumerate(scenario.clients):
         try:
-            factory = ModelFactory(
-                group, input_shape, classes, scenario.plugin_path, input_dtype, scenario.data.is_regression
-            )
+            numeric = scenario.data.is_regression
+            factory = ModelFactory(group, input_shape, classes, scenario.plugin_path, kind, numeric)
             with Allowance(*limit) if limit else nullcontext():
                 models.append(factory.make(seed=0))
         except UserError as error:
@@ -117,6 +126,19 @@ def _factory(group: ClientGroup, plugin_path: Sequence[str | Path], regression: 
         factory = MODELS.load(name, plugin_path)
     _check_args(factory, group, regression)
     return factory
+
+
+def _check_kind(factory: Any, model: str, kind: SampleKind, shape: tuple[int, ...]) -> None:
+    """Refuse a model that does not take samples of a kind."""
+    takes = MODEL_KINDS.get(model, getattr(factory, "kinds", None))
+    if takes is None or (kind.name in takes and kind.fits(shape)):
+        return
+    fitting = [name for name, kinds in MODEL_KINDS.items() if kind.name in kinds and kind.fits(shape)]
+    wanted = " or ".join(KINDS[name].form for name in takes if name in KINDS)
+    told = f"'{model}' takes {wanted}, but the samples are {kind.plural} {list(shape)};"
+    told += f" use {', '.join(map(repr, fitting))}" if fitting else " use a model of yours"
+    text = "text" in takes and kind.name == "vector"
+    raise UserError(told + ', or data.args.kind = "text" for token ids' * text, key="clients.model")
 
 
 def count_parameters(model: nn.Module) -> int:

@@ -28,3 +28,9 @@ MODELS = Registry(
     },
     group="fedkd.models",
 )
+MODEL_KINDS: dict[str, tuple[str, ...]] = {
+    "mlp": ("image", "vector", "series"),
+    **dict.fromkeys(("lenet", "cnn", "resnet8", "resnet20"), ("image",)),
+    **dict.fromkeys(ESTIMATORS, ("image", "vector", "series", "text")),
+}
+"""Kinds of samples that a model takes. A plug-in's factory may have them in an attribute `kinds`."""

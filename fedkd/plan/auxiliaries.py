@@ -62,8 +62,8 @@ class _Maker:
     def shared_model(self, *, with_features: bool = False) -> nn.Module:
         networks, factory = aux_networks_of(self.strategy), self.factory
         group = ClientGroup(model=networks.shared_model or "", args=networks.shared_arguments)
-        shape, kind = factory.input_shape, factory.input_dtype
-        options: dict[str, Any] = {"plugin_path": factory.plugin_path, "input_dtype": kind}
+        shape, kind = factory.input_shape, factory.kind
+        options: dict[str, Any] = {"plugin_path": factory.plugin_path, "kind": kind}
         try:
             made = build_model(group, shape, factory.outputs, seed=self.seed, **options)
         except UserError as error:

@@ -9,7 +9,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "continual": ["outcome_of_rows"],
         "figures": ["draw_figures"],
         "latex": ["latex_table"],
-        "metrics": ["CONTINUAL_METRICS", "LISTED_METRICS", "TEST_SAMPLES", "find_metric"],
+        "metrics": ["CONTINUAL_METRICS", "LISTED_METRICS", "OVER_CLIENTS", "TEST_SAMPLES", "find_metric"],
         "page.write": ["write_final_report", "write_report"],
         "run_summary": ["FINAL_ACCURACIES", "finish_run", "read_stream_outcome"],
         "schedule": ["ABSENT_SIGN", "schedule_lines"],

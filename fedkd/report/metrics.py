@@ -35,6 +35,9 @@ def find_metric(name: str) -> Metric:
     """Return the presentation of the metric `name`."""
     if name in _WHOLE_RUN:
         return _WHOLE_RUN[name]
+    for ending, over in OVER_CLIENTS.items():
+        if name.endswith(f"_{ending}"):
+            return _over_clients(name, find_metric(name.removesuffix(f"_{ending}")), ending, over)
     for suffix, added in _TESTS.items():
         if (stem := name.removesuffix(suffix)) in _CONTINUAL:
             shown = _CONTINUAL[stem]
@@ -64,6 +67,24 @@ def find_metric(name: str) -> Metric:
     return Metric(name, f"{words}, {split}")
 
 
+OVER_CLIENTS = {
+    "worst_10": "worst 10 % of clients",
+    "min": "lowest client",
+    "max": "highest client",
+    "std": "standard deviation over clients",
+    "jain": "Jain index over clients",
+    "gini": "Gini coefficient over clients",
+}
+"""Endings of final metrics for a statistic over clients other than the mean, and their titles."""
+
+
+def _over_clients(name: str, shown: Metric, ending: str, over: str) -> Metric:
+    if ending in ("jain", "gini"):
+        return Metric(name, f"{shown.title}, {over}", better="higher" if ending == "jain" else "lower")
+    shown = replace(shown, name=name, title=f"{shown.title}, {over}")
+    return replace(shown, unit=shown.difference_unit, better="lower") if ending == "std" else shown
+
+
 def _by_name(*shown: Metric) -> dict[str, Metric]:
     return {one.name: one for one in shown}
 
@@ -74,6 +95,7 @@ _OF_SPLIT = _by_name(
     Metric("fusion_gain", "fusion gain, {split}", "points", 100.0, 1, "higher"),
     Metric("transfer_gain", "gain from one sender, {split}", "points", 100.0, 1, "higher"),
     Metric("transfer_rate", "transfer rate", "%", 100.0, 1, "higher"),
+    Metric("share_below_baseline", "clients below the baseline, {split}", "%", 100.0, 1, "lower"),
     Metric("hit_chance", "best sender found by chance, {split}", "%", 100.0, 1),
     Metric("effective_neighbours", "effective neighbours", decimals=1),
 )

@@ -13,6 +13,7 @@ from fedkd.models import architecture_names
 from fedkd.plan import Plan, counted_clients, listed_metrics, separate_model_accuracies
 from fedkd.plugins import Omissions, package_versions
 from fedkd.report.continual import outcome_of_rows, write_continual
+from fedkd.report.fairness import fairness
 from fedkd.report.metrics import find_metric
 from fedkd.report.schedule import draw_schedule_figure
 from fedkd.report.statistics import interval
@@ -177,7 +178,16 @@ def final_accuracies(
         key = keys.get((row["split"], row["metric"]))
         if key and row["round"] == last_round and row["client"] in clients and row["value"] is not None:
             found[key].append(row["value"])
-    return {key: spread(values) if values else None for key, values in found.items()}
+    lower = {key for _, name, key in told if _is_lower_better(plan, name, key)}
+    return {
+        key: spread(values) | fairness(values, lower_is_better=key in lower) if values else None
+        for key, values in found.items()
+    }
+
+
+def _is_lower_better(plan: Plan, name: str, key: str) -> bool:
+    """Return whether less is better of a metric, built in or from a plug-in."""
+    return find_metric(key).better == "lower" or name.removesuffix("_before_fusion") in _lower_is_better(plan)
 
 
 def by_architecture(plan: Plan, rows: Sequence[MetricRow], counted: Set[int]) -> dict[str, dict[str, Any]]:

@@ -82,7 +82,8 @@ class Data(Section):
     Absent: `gaussian`."""
     args: dict[str, Any] = {}
     """Arguments of the data set: `path` for `npz`, `table` and `image-folder`, `columns` of a `table`,
-    `alpha`, `beta`, … for `synthetic`, keyword arguments of a plug-in function."""
+    `alpha`, `beta`, … for `synthetic`, keyword arguments of a plug-in function; and the `kind` of samples for
+    `npz` and plug-in functions: `image`, `vector`, `series`, `text`, `graph` or `triple`, else inferred."""
     root: str | None = None
     """Folder of the data sets, relative to the scenario file or the working folder; absent: `$FEDKD_DATA`,
     else the user cache."""

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fedkd.data import Data, FederatedData
+from fedkd.data import Data, FederatedData, SampleKind
 from fedkd.errors import TrainingDiverged
 from fedkd.fusion import Architecture, Arrays, ServerLoss
 from fedkd.models import build_model
@@ -40,14 +40,15 @@ class TransferSet:
     x: np.ndarray
     outputs: int
     units: tuple[int, ...] | None = None
+    kind: SampleKind | None = None  # None: inferred
 
     @staticmethod
     def of(data: Data, task: int, outputs: int) -> TransferSet:
         """Return that of a federation's data, or of a task of its stream."""
         if isinstance(data, FederatedData):
-            return TransferSet(data.transfer_x, outputs)
+            return TransferSet(data.transfer_x, outputs, kind=data.kind)
         units = data[task].units
-        return TransferSet(data[task].transfer_x, outputs, units if len(units) < outputs else None)
+        return TransferSet(data[task].transfer_x, outputs, units if len(units) < outputs else None, data.kind)
 
 
 class TransferSetModels:
@@ -88,7 +89,7 @@ class TransferSetModels:
             self._data.outputs,
             seed=seed,
             plugin_path=self._scenario.plugin_path,
-            input_dtype=self._data.x.dtype,
+            kind=self._data.kind,
         )
         model = prepare_model(model, "cpu", fast=self._scenario.training.fast)
         if weights is not None:

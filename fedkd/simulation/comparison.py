@@ -125,7 +125,7 @@ def compare(ours: str | Path, theirs: str | Path) -> Comparison:
     """Compare two runs client by client, each after its last evaluated round."""
     for path in (ours, theirs):
         if not isinstance(path, str | os.PathLike):
-            raise UserError(f"must be the path of a run folder, got a {type(path).__name__}")
+            raise UserError(f"must be the path of a run folder, got {type(path).__name__}")
     folders = (expand_path(ours), expand_path(theirs))
     scenarios = tuple(map(_scenario, folders))
     found = [_figures(folder, scenario) for folder, scenario in zip(folders, scenarios, strict=True)]

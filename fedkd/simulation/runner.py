@@ -88,7 +88,7 @@ def _plan_of(
 ) -> Plan:
     if not isinstance(scenario, Plan | Scenario | str | os.PathLike | Mapping):
         told = "must be a scenario, its plan, the path of a scenario file, or its tables as a mapping"
-        raise UserError(f"{told}, got a {type(scenario).__name__}")
+        raise UserError(f"{told}, got {type(scenario).__name__}")
     if changes:
         tables = scenario.scenario if isinstance(scenario, Plan) else scenario
         return plan_with_changes(Path(tables) if isinstance(tables, os.PathLike) else tables, changes)

@@ -6,6 +6,9 @@ from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
+from fedkd.errors import UserError
 from fedkd.scenario import toml_value
 from fedkd.simulation.check_data import data_rows, row, stream_rows
 from fedkd.simulation.check_traffic import evaluation, exchanged, kept_rows, measure_rows, sketches, traffic
@@ -19,6 +22,7 @@ if TYPE_CHECKING:
 
 SHOWN_CLIENTS, SHOWN_ROUNDS = 12, 72  # lines and characters of a schedule
 SHOWN_PARTS = 6  # parts of an unconnected graph
+TRIED_SAMPLES = 50  # made-up ones, for metrics
 
 
 def check_plan(plan: Plan, progress: Callable[[str], None] | None = None) -> Iterator[str]:
@@ -32,6 +36,7 @@ def check_plan(plan: Plan, progress: Callable[[str], None] | None = None) -> Ite
     check_local_gpus(scenario.engine)
     yield row("scenario", f"{scenario.name}, {count_noun(scenario.rounds, 'round')}, seed {scenario.seed}")
     data = load_data(scenario, progress)
+    _try_metrics(plan, data)
     parameters, work, sketches = yield from check_models_and_exchange(plan, data)
     clients, evaluated, unwaiting = scenario.data.clients, scenario.evaluate_clients, scenario.asynchronous
     told = f"{scenario.clients_per_round or clients} of {clients} train in each round"
@@ -44,6 +49,27 @@ def check_plan(plan: Plan, progress: Callable[[str], None] | None = None) -> Ite
     if sketches:
         yield row("", sketches)
     yield row("evaluation", evaluation(work))
+
+
+def _try_metrics(plan: Plan, data: Data) -> None:
+    """Call every metric once on made-up predictions; a bad one is a `UserError`."""
+    from fedkd.data import first_task
+    from fedkd.randomness import numpy_generator
+
+    classes, scale = first_task(data).classes, first_task(data).scale
+    generator = numpy_generator(plan.scenario.seed, "check")
+    logits = generator.normal(size=(TRIED_SAMPLES, classes))
+    labels: np.ndarray = np.arange(TRIED_SAMPLES) % classes
+    made_up = f"probabilities [{TRIED_SAMPLES}, {classes}]"
+    if scale is not None:
+        targets = len(scale.names)
+        labels = generator.normal(size=(TRIED_SAMPLES, targets))
+        made_up = f"means and variances [{TRIED_SAMPLES}, 2, {targets}]"
+    try:
+        plan.task.measure(plan.metrics, logits, labels, scale)
+    except (RuntimeError, TypeError, ValueError) as error:
+        told = f"{error} (tried on made-up {made_up})"
+        raise UserError(told, key="metrics") from error
 
 
 def check_without_plugins(

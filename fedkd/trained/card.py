@@ -113,7 +113,7 @@ def _data(run: TrainedRun) -> list[str]:
     told.append(
         "Samples are normalised by the train split's mean and standard deviation (see `clients.json`);"
         " uint8 is divided by 255 first."
-        if scenario.data.normalise
+        if scenario.data.normalise and data.kind.statistics
         else "Samples are used as stored; uint8 is divided by 255."
     )
     if first_task(data).skew:

@@ -7,6 +7,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from fedkd.training.losses import cross_entropy
+
 
 def weights_of(model: nn.Module) -> dict[str, np.ndarray]:
     """Return copies of all parameters and buffers by name."""
@@ -51,7 +53,7 @@ def gradient_function(
     of: Sequence[str],
     inputs: Tensor,
     labels: Tensor,
-    loss_of: Callable[[Tensor, Tensor], Tensor],
+    loss_of: Callable[[Tensor, Tensor], Tensor] = cross_entropy,
 ) -> Gradient:
     """Return a function for the gradient of a network's mean loss in the weights `of`.
 

@@ -169,7 +169,7 @@ def _run_trials(plan: TunePlan, scheduler: Scheduler) -> list[Trial]:
 def _damage(folder: Path) -> str | None:
     if (reason := find_damage(folder)) is not None:
         return reason
-    return f"{TRIAL} is not what was written" if (folder / TRIAL).exists() else None
+    return f"{TRIAL} is damaged" if (folder / TRIAL).exists() else None
 
 
 def _check_folder(plan: TunePlan) -> None:

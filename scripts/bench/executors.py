@@ -14,7 +14,7 @@ import platform
 import statistics
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import nn
@@ -75,13 +75,14 @@ def seconds_a_step(executor: Executor, jobs: Sequence[TrainJob]) -> float:
     return seconds / sum(result.steps for result in results if isinstance(result, FitResult))
 
 
-def compare(name: str, words: argparse.Namespace) -> list[str]:
+def compare(name: str, words: argparse.Namespace, others: Mapping[str, Executor] | None = None) -> list[str]:
     """Return rows of the table: milliseconds of a step, and how many times as fast as one by one."""
     jobs = jobs_of(name, words)
     executors: dict[str, Executor] = {"one by one": LoopExecutor(Replays(patience=sys.maxsize))}
     if words.device == "cpu":  # elsewhere nothing is replayed
         executors["replayed"] = LoopExecutor()
     executors |= {f"{number} together": VectorisedExecutor(number) for number in words.together}
+    executors |= others or {}
     times: dict[str, list[float]] = {way: [] for way in executors}
     for repeat in range(words.repeats + 1):
         for way, executor in executors.items():

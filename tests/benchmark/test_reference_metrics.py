@@ -12,6 +12,7 @@ from fedkd.benchmark.references import add_reference_metrics
 from fedkd.benchmark.results import collect
 from fedkd.benchmark.runner import bench, plan_bench
 from fedkd.benchmark.worker import CellOutcome
+from fedkd.errors import UserError
 from fedkd.plan.client_roles import poisoned_clients
 
 pytestmark = pytest.mark.usefixtures("no_report", "undrawn")
@@ -170,3 +171,44 @@ def test_ambiguous_foreign_and_failed_cells_are_no_references(write, stream_tabl
     assert all("intransigence" in cell.relative for cell in add_reference_metrics(two, plan.axes))
     failed = replace(two[1], outcome=CellOutcome("failed"), summary=None)
     assert [cell.relative for cell in add_reference_metrics([two[0], failed], plan.axes)] == [{}, {}]
+
+
+def test_clients_are_compared_with_themselves_in_the_baseline(write, tables, tmp_path):
+    shares = ["share_below_baseline_local", "share_below_baseline_global"]
+    result = bench(write(tables | {"parallel": False, "metrics": shares}), out=tmp_path / "out")
+
+    def accuracies(cell, split):
+        rows = [json.loads(line) for line in (cell.folder / "metrics.jsonl").read_text().splitlines()]
+        return {
+            row["client"]: row["value"]
+            for row in rows
+            if (row["metric"], row["split"], row["round"]) == ("accuracy", split, 2)
+            and row["client"] is not None
+        }
+
+    cells = {(cell.cell.levels["fusion.strategy"].label, cell.cell.seed): cell for cell in result.cells}
+    runs = {(run.levels[0], run.seed): run.final for run in result.study.runs}
+    for (strategy, seed), final in runs.items():
+        for split in ("local", "global"):
+            ours, theirs = accuracies(cells[strategy, seed], split), accuracies(cells["local", seed], split)
+            below = sum(ours[client] < theirs[client] for client in theirs) / 3
+            assert final[f"share_below_baseline_{split}"] == pytest.approx(below)
+    assert "clients below the baseline, local (%)" in result.table()
+
+
+def test_a_bench_compares_by_other_statistics_than_the_mean(write, tables, tmp_path):
+    names = ["accuracy_local_min", "accuracy_local_worst_10", "accuracy_global_jain", "accuracy_local_std"]
+    tables |= {"parallel": False, "seeds": 1, "metrics": names}
+    result = bench(write(tables), out=tmp_path / "out")
+    for cell in result.cells:
+        of = cell.summary["final"]["accuracy_local"]
+        assert cell.final["accuracy_local_min"] == cell.final["accuracy_local_worst_10"] == of["min"]
+        assert cell.final["accuracy_local_std"] == of["std"]
+    header = result.table()
+    assert "local accuracy after fusion, worst 10 % of clients (%)" in header
+    assert "global accuracy after fusion, Jain index over clients" in header
+
+
+def test_endings_of_unknown_metrics_are_refused(write, tables):
+    with pytest.raises(UserError, match="no metric 'accuracy_locl'; did you mean 'accuracy_local'"):
+        plan_bench(write(tables | {"metrics": ["accuracy_locl_worst_10"]}))

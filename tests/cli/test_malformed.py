@@ -298,7 +298,7 @@ CASES = {
     ),
     "partition without a shape": Case(
         run_set("data.partition={scheme='parts:shapeless'}"),
-        ("FILE: data.partition.scheme", "must return a list of 4 index arrays, got a ndarray"),
+        ("FILE: data.partition.scheme", "must return a list of 4 index arrays, got ndarray"),
     ),
     "a learner that balks": Case(
         "check BARE --set continual={learner='parts:Balking'}",

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 import fedkd
+from fedkd.data.kinds import KINDS
 from fedkd.data.load import load_data
 from fedkd.data.registry import DATASETS
 from fedkd.errors import UserError
@@ -158,18 +159,18 @@ def test_replay_stores_token_ids(tables, tmp_path):
         (
             {"data": {"transfer": {"source": "noise", "size": 9}}},
             "data.transfer.source",
-            "noise does not fit integer samples",
+            "noise does not fit token ids",
         ),
         (
             {"data": {"transfer": {"source": "numbers", "size": 9}}},
             "data.transfer.source",
-            "are not integers",
+            "are vectors, the private ones token ids",
         ),
-        ({"heterogeneity": {"noise": 0.1}}, "heterogeneity.noise", "samples are integers"),
+        ({"heterogeneity": {"noise": 0.1}}, "heterogeneity.noise", "samples are token ids"),
         (
             {"continual": {"tasks": {"kind": "datasets", "datasets": ["tokens", "numbers"]}}},
             "continual.tasks.datasets.1",
-            "samples of 'numbers' are not integers, unlike those of 'tokens'",
+            "samples of 'numbers' are vectors, those of 'tokens' token ids",
         ),
     ],
 )
@@ -190,9 +191,11 @@ def test_label_noise_works_with_stored_data(tables):
 
 
 def test_models_are_checked_on_samples_of_their_type(plugged):
-    reader = build_model(ClientGroup(model="reader"), (LENGTH,), 2, seed=1, input_dtype=np.int64)
+    reader = build_model(ClientGroup(model="reader"), (LENGTH,), 2, seed=1, kind=KINDS["text"])
     assert forward_flops(reader, (LENGTH,), np.int64) == 2 * 8 * 2
-    with pytest.raises(UserError, match=r"fails on an input \[2, 6\] of integers"):
-        build_model(ClientGroup(model="mlp"), (LENGTH,), 2, seed=1, input_dtype=np.int64)
+    with pytest.raises(
+        UserError, match=r"'mlp' takes images .* but the samples are token ids \[6\]; use 'random-forest'"
+    ):
+        build_model(ClientGroup(model="mlp"), (LENGTH,), 2, seed=1, kind=KINDS["text"])
     with pytest.raises(UserError, match=r"fails on an input \[2, 6\] with"):
         build_model(ClientGroup(model="reader"), (LENGTH,), 2, seed=1)

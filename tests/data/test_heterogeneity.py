@@ -170,7 +170,7 @@ def test_vectors_can_be_noisy_but_not_rotated_or_tinted(scenario, tmp_path, kind
     rng = np.random.default_rng(0)
     np.savez(tmp_path / "v.npz", x=rng.random((900, 5)), y=np.arange(900) % 3)
     data = {"dataset": "npz", "args": {"path": str(tmp_path / "v.npz")}}
-    with pytest.raises(UserError, match=r"needs images .* has shape \[5\]; must be 0") as caught:
+    with pytest.raises(UserError, match=r"must be 0, because the samples are vectors \[5\]") as caught:
         load(scenario, data, **{kind: 0.5})
     assert caught.value.key == f"heterogeneity.{kind}"
     assert load(scenario, data, noise=0.5, label_noise=0.2).x.shape[1:] == (5,)

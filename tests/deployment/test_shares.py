@@ -110,7 +110,7 @@ WRONG: dict[str, tuple[Callable[[Path], object], str]] = {
     "no arrays": (lambda f: (f / ARRAYS).unlink(), "cannot be read: No such file"),
     "another name of a class": (
         lambda f: (f / SHARE_MANIFEST).write_text((f / SHARE_MANIFEST).read_text().replace('"9"', '"8"')),
-        "share.json: is not what was written: it is damaged",
+        "share.json: is damaged: its contents differ from its checksum",
     ),
     "no JSON": (lambda f: (f / SHARE_MANIFEST).write_text("{"), "is not valid JSON"),
     "another format": (lambda f: edited(f, lambda s: s.update(format=2)), "format: Input should be 1"),

@@ -103,6 +103,7 @@ def test_a_plug_in_gets_means_variances_and_targets(write, tmp_path):
         "    return abs(predictions[:, 0] - targets).max()\n"
         "worst.lower_is_better = True\n"
     )
+    assert main(["check", str(write(metrics=["mine:worst", "mae"]))]) == 0, "it is tried on made-up targets"
     result = fedkd.run(write(metrics=["mine:worst", "mae"], rounds=1), out=tmp_path / "run")
     final = result.summary["final"]
     assert result.summary["metric"] == "worst"

@@ -72,5 +72,5 @@ def test_a_client_loads_the_head_and_keeps_its_body() -> None:
 
 
 def test_unequal_feature_widths_are_refused() -> None:
-    with pytest.raises(UserError, match=r"'fedgh' needs models whose features are equally wide"):
+    with pytest.raises(UserError, match=r"'fedgh' needs models with the same number of features"):
         fuse(FedGH(), means=[MEANS[0], np.zeros((3, 6), np.float32), MEANS[2]])

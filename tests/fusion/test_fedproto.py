@@ -69,7 +69,7 @@ def test_unequal_feature_widths_are_refused() -> None:
     with pytest.raises(UserError) as caught:
         FedProto().fuse(knowledge_of(means, COUNTS, clients=(1, 4, 6)), {})
     assert str(caught.value) == (
-        "clients.model: 'fedproto' needs models whose features are equally wide,"
+        "clients.model: 'fedproto' needs models with the same number of features,"
         " got 4 (client 1), 6 (client 4)"
     )
     check_feature_widths("fedproto", (1, 4), (6, 6))

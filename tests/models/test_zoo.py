@@ -122,7 +122,9 @@ def test_group_norm_predictions_ignore_the_other_samples():
 
 @pytest.mark.parametrize("name", ["lenet", "cnn", "resnet8", "resnet20"])
 def test_only_the_mlp_accepts_feature_vectors(name):
-    with pytest.raises(UserError, match=r"needs images .* shape \[30\]; use 'mlp'") as caught:
+    with pytest.raises(
+        UserError, match=r"takes images \[C, H, W\], but the samples are vectors \[30\]; use 'mlp'"
+    ) as caught:
         build(name, (30,))
     assert caught.value.key == "clients.model"
 

@@ -342,7 +342,7 @@ def test_a_plug_in_function_partitions_the_samples(tmp_path: Path):
     ("scheme", "args", "key", "words"),
     [
         ("deal", {"what": "few"}, "scheme", "must return a list of 4 index arrays, got 3 entries"),
-        ("deal", {"what": "none"}, "scheme", "must return a list of 4 index arrays, got a NoneType"),
+        ("deal", {"what": "none"}, "scheme", "must return a list of 4 index arrays, got NoneType"),
         ("deal", {"what": "floats"}, "scheme", "must return integer indices"),
         ("deal", {"what": "outside"}, "scheme", "gave client 0 indices in 1238..1247, must be in 0..1237"),
         ("deal", {"what": "twice"}, "scheme", "gave client 1 a sample twice, or a sample of another client"),

@@ -425,11 +425,11 @@ def test_run_accepts_tables_instead_of_a_file(digits_scenario, digits_toml, tmp_
         (
             fedkd.run,
             3,
-            "must be a scenario, its plan, .*or its tables as a mapping, got a int",
+            "must be a scenario, its plan, .*or its tables as a mapping, got int",
         ),
-        (fedkd.run, None, "got a NoneType"),
+        (fedkd.run, None, "got NoneType"),
         (fedkd.resume, {}, "the run folder must be a path, got "),
-        (fedkd.bench, {}, "must be the path of a bench file, got a dict"),
+        (fedkd.bench, {}, "must be the path of a bench file, got dict"),
     ],
 )
 def test_other_arguments_raise_the_exported_error(verb, given, told, tmp_path, monkeypatch):

@@ -8,6 +8,7 @@ from math import isnan, log, nan
 import numpy as np
 import pytest
 
+from fedkd.cli.main import main
 from fedkd.training.metrics import METRICS, measure_metrics
 from fedkd.training.task import CLASSIFICATION
 
@@ -168,3 +169,26 @@ def test_numpy_numbers_are_numbers():
     logits, y = made()
     found = measure_metrics({"a": lambda p, y: np.float32(0.5), "b": lambda p, y: np.int64(2)}, logits, y)
     assert found == {"a": 0.5, "b": 2.0} and all(type(value) is float for value in found.values())
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        ("raise KeyError('oops')", "metric 'mine' raised KeyError: 'oops'"),
+        ("return probabilities.max(axis=1)", "metric 'mine' returned a ndarray; must be a number"),
+        ("return float('inf')", "metric 'mine' is inf; must be finite"),
+        ("return float(probabilities[len(targets) - 1, 9])", None),
+    ],
+)
+def test_check_tries_plug_in_metrics_on_made_up_probabilities(body, words, tmp_path, capsys):
+    (tmp_path / "tried.py").write_text(f"def mine(probabilities, targets):\n    {body}\n")
+    path = tmp_path / "scenario.toml"
+    path.write_text(
+        'metrics = ["auroc", "tried:mine"]\nclients = [{ model = "mlp" }]\n'
+        "[data]\nclients = 2\ntransfer = { size = 50 }\n"
+    )
+    assert main(["check", str(path)]) == (2 if words else 0)
+    told = capsys.readouterr().err.splitlines()
+    if words:
+        assert len(told) == 1 and f"scenario.toml: metrics: {words}" in told[0]
+        assert told[0].endswith("(tried on made-up probabilities [50, 10])")

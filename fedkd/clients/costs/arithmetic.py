@@ -155,8 +155,8 @@ def _on_server(
     own = 0.0
     if isinstance(strategy, ServerModel) and strategy.server_model is not None:
         group = ClientGroup(model=strategy.server_model, args=dict(strategy.server_args))
-        shape, dtype, path = data.input_shape, data.input_dtype, plan.scenario.plugin_path
-        model = build_model(group, shape, data.classes, seed=0, plugin_path=path, input_dtype=dtype)
+        shape, path = data.input_shape, plan.scenario.plugin_path
+        model = build_model(group, shape, data.classes, seed=0, plugin_path=path, kind=data.kind)
         own = _forward(model, data)
     found = 0.0
     for task in tasks:

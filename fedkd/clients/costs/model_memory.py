@@ -31,7 +31,7 @@ def build_checked_models(plan: Plan, data: Data) -> list[nn.Module | Estimator]:
     shape, outputs = data.input_shape, model_outputs(plan, data)
     copies = copies_in_training(plan)
     limit = machine_memory() // copies, f"with {copies - 1} more copies during training"
-    models = build_group_models(plan.scenario, shape, outputs, data.input_dtype, limit)
+    models = build_group_models(plan.scenario, shape, outputs, data.kind, limit)
     _check_fit(plan, _sizes(plan, data, models))
     _check_kept(plan, data, models)
     check_requirements(plan, data, models)

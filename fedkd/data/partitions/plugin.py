@@ -47,7 +47,7 @@ def _checked(dealt: Any, samples: int, clients: int, scheme: Partition) -> list[
     name, floor = scheme.scheme, fewest_samples(scheme)
     is_list = isinstance(dealt, Sequence) or (isinstance(dealt, np.ndarray) and dealt.ndim > 0)
     if not is_list or len(dealt) != clients:
-        got = f"{len(dealt)} entries" if is_list else f"a {type(dealt).__name__}"
+        got = f"{len(dealt)} entries" if is_list else type(dealt).__name__
         raise UserError(f"'{name}' must return a list of {clients} index arrays, got {got}", key=KEY)
     shards = []
     owner = np.full(samples, -1)

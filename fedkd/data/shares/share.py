@@ -95,6 +95,7 @@ def share_of_samples(
         transfer_x=statistics.normalise(transfer_x),
         test_x=statistics.normalise(samples.test_x),
         test_y=samples.test_y,
+        kind=samples.kind,
         statistics=statistics,
     )
     return Share(client, of_one_client(whole, client, len(train), len(test)))

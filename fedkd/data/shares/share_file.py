@@ -9,15 +9,23 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+)
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 from fedkd.data.dataset import LARGEST
 from fedkd.data.federated import FederatedData
+from fedkd.data.kinds import KINDS, inferred_kind
 from fedkd.data.memory_budget import check_memory_budget
 from fedkd.data.normalise import AsStored, Statistics
 from fedkd.data.shares.share import NOBODYS, Share, of_one_client
@@ -53,6 +61,12 @@ class _Part(_Form):
     as_stored: bool
     units: list[Count] | None = None
     own_units: list[Count] | None = None
+    kind: str | None = Field(default=None, pattern=f"^({'|'.join(KINDS)})$")  # None: inferred
+
+    @model_serializer(mode="wrap")
+    def _without_inferred(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # Earlier releases wrote no kind, and the digest is of all entries.
+        return {key: value for key, value in handler(self).items() if (key, value) != ("kind", None)}
 
 
 class _Stream(_Form):
@@ -106,6 +120,7 @@ def write_share(folder: Path, share: Share) -> None:
                 as_stored=isinstance(part.statistics, AsStored),
                 units=None if task is None else list(task.units),
                 own_units=None if task is None else list(task.own_units),
+                kind=None if part.kind == inferred_kind(part.input_shape, part.x.dtype) else part.kind.name,
             )
         )
     data = save(arrays)
@@ -164,7 +179,7 @@ def _read_manifest(path: Path) -> _Manifest:
         key = ".".join(map(str, first["loc"])) or None
         raise UserError(first["msg"], key=key, file=str(path)) from None
     damaged = found.digest not in (None, found.own_digest())
-    refuse_if(damaged, "is not what was written: it is damaged", None, file=str(path))
+    refuse_if(damaged, "is damaged: its contents differ from its checksum", None, file=str(path))
     told = f"must be below {found.clients}, the number of clients, got {found.client}"
     refuse_if(found.client is not None and found.client >= found.clients, told, "client", file=str(path))
     several = found.stream is None and len(found.parts) > 1
@@ -217,7 +232,7 @@ def _part_of(manifest: _Manifest, place: int, arrays: Mapping[str, np.ndarray]) 
         raise UserError(f"part {place}: samples must be all float32 or all int64")
     told = f"part {place}: must have {said.train} + {said.test} samples, got {len(found['x'])}"
     refuse_if(said.train + said.test != len(found["x"]), told, None)
-    kind = AsStored if said.as_stored else Statistics
+    normalisation = AsStored if said.as_stored else Statistics
     data = FederatedData(
         name=said.name,
         class_names=tuple(said.class_names),
@@ -232,7 +247,8 @@ def _part_of(manifest: _Manifest, place: int, arrays: Mapping[str, np.ndarray]) 
         test_y=found["test_y"],
         transfer_y=found.get("transfer_y"),
         foreign_y=found.get("foreign_y"),
-        statistics=kind(found["mean"], found["std"]),
+        statistics=normalisation(found["mean"], found["std"]),
+        kind=None if said.kind is None else KINDS[said.kind],  # type: ignore[arg-type]
     )
     return of_one_client(data, manifest.client, said.train, said.test)
 

@@ -20,11 +20,12 @@ def load(request: SourceRequest) -> Dataset:
     """Return the arrays `train_x, train_y, test_x, test_y`, or `x, y` with a test split drawn from them.
 
     `class_names` [C] is optional, and so are `owners` of the samples of `train_x`, or of `x`, for the
-    partition scheme `natural`. Arguments: `path`; and for `x, y` the share of the test split (`test_share`)
-    and its seed (`split_seed`). This seed is independent of the scenario's, so that runs share one test set.
+    partition scheme `natural`. Arguments: `path`; the `kind` of the samples, else it is inferred; and for
+    `x, y` the share of the test split (`test_share`) and its seed (`split_seed`). This seed is independent of
+    the scenario's, so that runs share one test set.
     Pickled objects are refused.
     """
-    args = request.arguments(path=str, test_share=0.2, split_seed=0)
+    args = request.arguments(path=str, kind=str, test_share=0.2, split_seed=0)
     path = request.path(args["path"])
     try:
         check_unpacked(path, KEY)
@@ -38,6 +39,7 @@ def load(request: SourceRequest) -> Dataset:
     details: dict[str, Any] = {
         "class_names": None if names is None else [str(name) for name in names.ravel()],
         "owners": arrays.get("owners"),
+        "kind": args["kind"],
         "integers": request.integers,
         "regression": request.regression,
         "key": KEY,
@@ -52,4 +54,4 @@ def load(request: SourceRequest) -> Dataset:
     test = own_test_split(whole.train_y, args["test_share"], args["split_seed"])
     x, y, owners = whole.train_x, whole.train_y, whole.owners
     own = None if owners is None else owners[~test]
-    return Dataset(request.name, whole.class_names, x[~test], y[~test], x[test], y[test], own)
+    return Dataset(request.name, whole.class_names, x[~test], y[~test], x[test], y[test], own, whole.kind)

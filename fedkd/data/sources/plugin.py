@@ -1,34 +1,42 @@
 """A user's own function as a data set: `dataset = "pkg.mod:function"`."""
 
+import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from fedkd.data.dataset import Dataset, dataset_from_arrays
+from fedkd.data.kinds import inferred_kind
 from fedkd.data.request import SourceRequest
 from fedkd.errors import UserError, did_you_mean, refuse_if
 from fedkd.plugins import plugin_call
 
 ARRAYS = ("train_x", "train_y", "test_x", "test_y")
-OTHERS = ("class_names", "owners")
+OTHERS = ("class_names", "owners", "kind")
 
 
 def call(function: Callable[..., Any], request: SourceRequest) -> Dataset:
     """Call `function(**data.args)` and check its result.
 
     It may return a `Dataset`, a tuple (train_x, train_y, test_x, test_y), or a dict of these four and, if
-    wanted, `class_names` and `owners` of the train samples.
+    wanted, `class_names`, `owners` of the train samples, and `kind`, the name of their kind. `data.args.kind`
+    names the kind as well, unless the function takes an argument of that name.
     """
+    args = dict(request.args)
+    kind = None if takes(function, "kind") else args.pop("kind", None)
     request.progress(f"calling {request.name}")
     with plugin_call(request.name, "data.dataset"):
-        result = function(**request.args)
+        result = function(**args)
     arrays, others = _unpack(result, request.name)
+    others |= {} if kind is None else {"kind": kind}
     others |= {"integers": request.integers, "regression": request.regression}
     return dataset_from_arrays(request.name, *arrays, **others, key="data.dataset")
 
 
 def _unpack(result: Any, name: str) -> tuple[list[Any], dict[str, Any]]:
     if isinstance(result, Dataset):
-        result = {field: getattr(result, field) for field in (*ARRAYS, *OTHERS)}
+        inferred = result.kind == inferred_kind(result.shape, result.train_x.dtype)
+        fields = {field: getattr(result, field) for field in (*ARRAYS, *OTHERS)}
+        result = fields | {"kind": None if inferred else result.kind.name}
     if isinstance(result, Mapping):
         for field in result:
             if field not in (*ARRAYS, *OTHERS):
@@ -41,3 +49,12 @@ def _unpack(result: Any, name: str) -> tuple[list[Any], dict[str, Any]]:
         return list(result), {}
     told = f"{name} must return a Dataset, a tuple ({', '.join(ARRAYS)}) or a dict of these,"
     raise UserError(f"{told} got {type(result).__name__}", key="data.dataset")
+
+
+def takes(function: Callable[..., Any], name: str) -> bool:
+    """Return whether a function takes an argument by name."""
+    try:
+        parameters = inspect.signature(function).parameters
+    except (TypeError, ValueError):  # compiled callables have no signature
+        return True
+    return name in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values())

@@ -7,7 +7,6 @@ import numpy as np
 
 from fedkd.data.dataset import Dataset
 from fedkd.data.heterogeneity import rotate
-from fedkd.data.normalise import is_integer
 from fedkd.data.transfer import convert_images
 from fedkd.errors import UserError
 
@@ -53,7 +52,7 @@ def to_shape(dataset: Dataset, shape: tuple[int, ...]) -> Dataset:
     """Convert a data set to a shape, between colour and grey if needed; uint8 images stay uint8."""
     if dataset.shape == shape:
         return dataset
-    if is_integer(dataset.train_x) or not len(dataset.shape) == len(shape) == 3:
+    if not (dataset.kind.converts and len(shape) == 3):
         raise UserError(
             f"samples of '{dataset.name}' have shape {list(dataset.shape)} and cannot be brought to"
             f" {list(shape)}; only images (channels, height, width) can",

@@ -13,6 +13,7 @@ from typing import Any, overload
 import numpy as np
 
 from fedkd.data.federated import ClientData
+from fedkd.data.kinds import SampleKind
 from fedkd.data.request import ProgressCallback, silent
 from fedkd.data.scenario_sources import Sources
 from fedkd.data.streams.stream_parts import Part, changed_pixels, data_sets, grouped_classes
@@ -44,6 +45,11 @@ class FederatedStream(Sequence[Task]):
     def outputs(self) -> int:
         """Number of output units of a model."""
         return len(self.unit_class)
+
+    @property
+    def kind(self) -> SampleKind:
+        """Kind of the samples."""
+        return self.tasks[0].data.kind
 
     @property
     def input_dtype(self) -> np.dtype:

@@ -14,7 +14,7 @@ import numpy as np
 
 from fedkd.data.dataset import Dataset
 from fedkd.data.federated import FederatedData, federate
-from fedkd.data.normalise import is_integer
+from fedkd.data.kinds import SampleKind
 from fedkd.data.partitions.from_file import read_partition_file
 from fedkd.data.partitions.schemes import LEAST_SAMPLES
 from fedkd.data.scenario_sources import Sources
@@ -60,14 +60,14 @@ def _restrict(dataset: Dataset, group: tuple[int, ...]) -> tuple[Dataset, np.nda
     label = np.full(dataset.classes, -1)
     label[list(group)] = np.arange(len(group))
     train, test = (np.flatnonzero(label[y] >= 0) for y in (dataset.train_y, dataset.test_y))
-    own = Dataset(
-        dataset.name,
-        tuple(dataset.class_names[c] for c in group),
-        dataset.train_x[train],
-        label[dataset.train_y[train]],
-        dataset.test_x[test],
-        label[dataset.test_y[test]],
-        None if dataset.owners is None else dataset.owners[train],
+    own = replace(
+        dataset,
+        class_names=tuple(dataset.class_names[c] for c in group),
+        train_x=dataset.train_x[train],
+        train_y=label[dataset.train_y[train]],
+        test_x=dataset.test_x[test],
+        test_y=label[dataset.test_y[test]],
+        owners=None if dataset.owners is None else dataset.owners[train],
     )
     return own, train
 
@@ -88,10 +88,8 @@ def _written_within(members: np.ndarray, written: Sequence[np.ndarray]) -> list[
 def changed_pixels(tasks: TaskStream, dataset: Dataset, sources: Sources) -> Iterator[Part]:
     """Yield the whole data set once per task, permuted or rotated."""
     key = "continual.tasks.kind"
-    told = f"'rotated' needs images (channels, height, width), a sample has shape {list(dataset.shape)}"
-    refuse_if(tasks.kind == "rotated" and len(dataset.shape) != 3, told, key)
-    if tasks.kind == "rotated" and is_integer(dataset.train_x):
-        raise UserError("'rotated' needs images, but the samples are integers", key=key)
+    told = f"'rotated' needs images, but the samples are {dataset.kind.plural} {list(dataset.shape)}"
+    refuse_if(tasks.kind == "rotated" and "rotation" not in dataset.kind.heterogeneity, told, key)
     statistics = sources.statistics(dataset)
     data = federate(dataset, statistics, sources, sources.public_samples(dataset, statistics))
     count = planned_task_count(tasks) or 1
@@ -122,15 +120,15 @@ def data_sets(tasks: TaskStream, sources: Sources) -> Iterator[Part]:
     told = "a file lists indices of one data set, but the stream has several"
     refuse_if(data.partition.scheme == "file" and count > 1, told, "data.partition.scheme")
     shape = tuple(tasks.shape) if tasks.shape else None
-    of_first: bool | None = None
+    of_first: SampleKind | None = None
     for index, name in enumerate(names[:count]):
         args, key = data.args if name == data.dataset else {}, f"continual.tasks.datasets.{index}"
         dataset = sources.dataset(name, args, key=key)
         shape = shape or dataset.shape
         dataset = to_shape(dataset, shape)
-        integers = is_integer(dataset.train_x)
-        told = f"samples of '{name}' are {'' if integers else 'not '}integers, unlike those of '{names[0]}'"
-        refuse_if(integers != (of_first := integers if of_first is None else of_first), told, key)
+        of_first = of_first or dataset.kind
+        told = f"samples of '{name}' are {dataset.kind.plural}, those of '{names[0]}' {of_first.plural}"
+        refuse_if(dataset.kind != of_first, told, key)
         statistics = sources.statistics(dataset)
         public = sources.public_samples(dataset, statistics)
         with _told_of(index, name):

@@ -100,7 +100,7 @@ def _read(path: Path, owner: Mapping[str, str]) -> tuple[str, Arrays] | None:
             file=str(path),
         )
     if digest != content_digest(said, arrays):
-        raise UserError("is not what was written: it is damaged", file=str(path))
+        raise UserError("is damaged: its contents differ from its checksum", file=str(path))
     for key, value in owner.items():
         if said.get(key) != value:
             raise UserError(f"belongs to another {key}: {said.get(key)}, not {value}", file=str(path))

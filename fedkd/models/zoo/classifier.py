@@ -4,7 +4,7 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
-from fedkd.errors import UserError, refuse_if
+from fedkd.errors import UserError
 
 
 class Classifier(nn.Module):
@@ -41,14 +41,6 @@ def projecting(
         first, last = nn.Linear(width, width, bias=bias), nn.Linear(width, projection, bias=bias)
         body, width = nn.Sequential(*body, first, nn.ReLU(), last), projection
     return Classifier(body, width, classes, bias=bias)
-
-
-def image_shape(model: str, input_shape: tuple[int, ...]) -> tuple[int, int, int]:
-    """Return ``(channels, height, width)``; other shapes are a `UserError`."""
-    told = f"'{model}' needs images (channels, height, width), but a sample has shape {list(input_shape)};"
-    refuse_if(len(input_shape) != 3, f"{told} use 'mlp'", "clients.model")
-    channels, height, width = input_shape
-    return channels, height, width
 
 
 def check_dropout(dropout: float) -> None:

@@ -4,7 +4,7 @@ from torch import nn
 
 from fedkd.errors import UserError
 from fedkd.models.fast.batch_last import MaxPool2d
-from fedkd.models.zoo.classifier import Classifier, check_dropout, image_shape, projecting
+from fedkd.models.zoo.classifier import Classifier, check_dropout, projecting
 
 
 def cnn(
@@ -31,7 +31,7 @@ def cnn(
         dropout: Probability of dropping one of these units in training.
         projection: Width of a two-layer projection below the head, for `moon`, whose paper has 256; 0: none.
     """
-    channels, height, width = image_shape("cnn", input_shape)
+    channels, height, width = input_shape
     check_dropout(dropout)
     if type(padding) is not int or not 0 <= padding <= 2:
         raise UserError(f"padding must be 0, 1 or 2, got {padding!r}", key="clients.args")

@@ -4,7 +4,7 @@ from torch import nn
 
 from fedkd.errors import refuse_if
 from fedkd.models.fast.batch_last import Conv2d, Flatten, MaxPool2d
-from fedkd.models.zoo.classifier import Classifier, image_shape, projecting
+from fedkd.models.zoo.classifier import Classifier, projecting
 
 
 def lenet(input_shape: tuple[int, ...], classes: int, *, projection: int = 0) -> Classifier:
@@ -17,7 +17,7 @@ def lenet(input_shape: tuple[int, ...], classes: int, *, projection: int = 0) ->
     Args:
         projection: Width of a two-layer projection below the head, for `moon`, whose paper has 256; 0: none.
     """
-    channels, height, width = image_shape("lenet", input_shape)
+    channels, height, width = input_shape
     smallest = min(height, width)
     told = f"'lenet' needs images of at least 4×4, got {height}×{width}; use 'mlp'"
     refuse_if(smallest < 4, told, "clients.model")

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fedkd.errors import UserError
-from fedkd.models.zoo.classifier import Classifier, image_shape, projecting
+from fedkd.models.zoo.classifier import Classifier, projecting
 
 GROUPS = 2
 
@@ -73,7 +73,7 @@ def resnet20(
 def _resnet(
     name: str, blocks: int, input_shape: tuple[int, ...], classes: int, norm: str, projection: int
 ) -> Classifier:
-    channels, _, _ = image_shape(name, input_shape)
+    channels, _, _ = input_shape
     layers: list[nn.Module] = [nn.Conv2d(channels, 16, 3, padding=1, bias=False)]
     layers += [_normalisation(norm, 16), nn.ReLU()]
     fan_in = 16

@@ -4,7 +4,6 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 from torch import nn
 
 from fedkd.data import Data, FederatedData, check_memory_budget, first_task
@@ -94,9 +93,9 @@ def check_requirements(plan: Plan, data: Data, models: Sequence[Any]) -> None:  
 
 def _check_server_model(plan: Plan, strategy: ServerModel, data: FederatedData) -> None:
     group = ClientGroup(model=strategy.server_model or "", args=dict(strategy.server_args))
-    path, kind = plan.scenario.plugin_path, data.input_dtype
+    path = plan.scenario.plugin_path
     try:
-        build_model(group, data.input_shape, data.classes, seed=0, plugin_path=path, input_dtype=kind)
+        build_model(group, data.input_shape, data.classes, seed=0, plugin_path=path, kind=data.kind)
     except UserError as error:
         key = (error.key or "clients.model").replace("clients.", "fusion.server_", 1)
         raise UserError(error.message, key=key, file=error.file) from error
@@ -124,12 +123,9 @@ def _check_pretraining(plan: Plan, data: FederatedData, models: Sequence[Any]) -
 def _check_generated(plan: Plan, data: Data) -> None:
     name, settings = plan.scenario.fusion.strategy, plan.scenario.data
     count, clients = plan.capabilities.generated_samples, settings.clients
-    told = f"'{name}' generates real-valued samples, but the data are integers"
-    refuse_if(np.issubdtype(data.input_dtype, np.integer), told, KEY)
+    told = f"'{name}' generates vectors and images, but the samples are {data.kind.plural}"
+    refuse_if(data.kind.name not in ("vector", "image"), told, KEY)
     told = f"must be true with '{name}', which generates samples of mean 0 and variance 1"
     refuse_if(not settings.normalise, told, "data.normalise")
-    shape = "×".join(map(str, data.input_shape))
-    told = f"'{name}' generates vectors and images, but samples have the shape {shape}"
-    refuse_if(len(data.input_shape) not in (1, 3), told, KEY)
     size = 4 * count * math.prod(data.input_shape) * (clients + 1)
     check_memory_budget(size, f"{count:,} samples on each of {clients:,} clients take", key="fusion.samples")

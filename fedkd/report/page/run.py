@@ -26,6 +26,7 @@ from fedkd.tracking import SCENARIO_FILE, format_before_after, format_bytes, for
 
 WARNINGS = {"at_chance": "no better than the majority class"}  # names of warnings, for people
 MOST_LISTED = 1000  # clients in a table
+OF_VALUES = ("mean", "worst_10", "min", "max", "std")  # statistics in the unit of the metric
 ERROR_FILE = "error.txt"
 
 
@@ -45,7 +46,7 @@ def run_page(record: RunRecord) -> Page:
             [*effect_figures(record), *whom, *link_figures(record)],
         ),
         Section("Transferability", list(transfer_figures(record))),
-        Section("Clients", [*label_figures(record.labels), _clients(record)]),
+        Section("Clients", [*label_figures(record.labels), *_fairness(record), _clients(record)]),
         Section("Schedule", [schedule_figure(record, schedule)] if schedule is not None and varies else []),
         Section("Cost", list(cost_figures(record))),
         Section("Failures and warnings", [*failure_figures(record), *_warnings(record)]),
@@ -124,6 +125,30 @@ def final_mean(record: RunRecord, split: str, name: str) -> float | None:
     """Return the federation's mean of the last round that has one."""
     series = record.series(split, name)
     return series.means[series.rounds[-1]] if series.means else None
+
+
+def _fairness(record: RunRecord) -> Iterator[Table]:
+    """Yield the table of statistics over clients of a finished run with several clients."""
+    final = {} if record.summary is None else record.summary["final"]
+    names = [*record.moments.values()][not record.fused :] if record.main.name == "accuracy" else []
+    keys = [f"{name}_{split}" for split in SPLITS for name in names]
+    keys += [f"{name}_{split}" for _, split, name in _listed(record)]
+    rows = []
+    for key in keys:
+        of, shown = final.get(key), find_metric(key)
+        if of is None or of.get("worst_10") is None or of["n"] < 2:
+            continue
+        own = [Cell(f"{of[name] * shown.scale:.{shown.decimals}f}", of[name]) for name in OF_VALUES]
+        even = [Cell(f"{of[name]:.3f}", of[name]) if name in of else Cell("–") for name in ("jain", "gini")]
+        label = shown.label if record.fused else shown.label.replace(" after fusion", "")
+        rows.append([label, *own, *even, of["n"]])
+    if rows:
+        columns = ["after the last round", "mean", "worst 10 %", "lowest", "highest", "sd", "Jain", "Gini"]
+        caption = (
+            "Worst 10 %: mean over the worst tenth of clients. Jain index: 1 if all clients have the same,"
+            " 1/N if one has all. Gini coefficient: 0 if all have the same."
+        )
+        yield Table("fairness", "Fairness over clients", [*columns, "clients"], rows, caption)
 
 
 def _clients(record: RunRecord) -> Table:

@@ -23,6 +23,7 @@ class Change:
     """The main metric of the same clients before and after the fusion of one round."""
 
     split: str
+    model: str  # a separately measured one; empty: the evaluated model
     round: int
     before: dict[int, float]  # by client
     after: dict[int, float]
@@ -48,36 +49,60 @@ def run_findings(record: RunRecord, outcome: StreamOutcome | None = None) -> lis
         outcome: Of a stream of tasks.
     """
     found = [change for split in SPLITS if (change := last_change(record, split)) is not None]
-    effect, clients = (_effect(record, found), _clients(found[0])) if found else _without_fusion(record)
+    if not found:
+        effect, clients = _without_fusion(record)
+    elif _moved(record):
+        effect, clients = _effect(record, found), _clients(found[0])
+    else:
+        effect, clients = _unmoved(record, found[0])
     if outcome is not None and record.done:
         clients = _stream(outcome) or clients
     return [sentence for sentence in (effect, clients, _cost(record)) if sentence] if effect else []
 
 
-def last_change(record: RunRecord, split: str) -> Change | None:
+def last_change(record: RunRecord, split: str, model: str = "") -> Change | None:
     """Return the last fusion that was measured on a split, of the clients that it reached."""
+    of_model = f"_{model}" if model else ""
     gains, before, after = (
-        record.series(split, metric).clients for metric in ("fusion_gain", *record.moments.values())
+        record.series(split, metric).clients
+        for metric in ("fusion_gain", *(f"{name}{of_model}" for name in record.moments.values()))
     )
     for round in sorted(gains, reverse=True):
         known_before, known_after = before.get(round, {}), after.get(round, {})
         reached = gains[round].keys() & known_before.keys() & known_after.keys() & record.counted
         if reached:
             clients = sorted(reached)
-            return Change(
-                split,
-                round,
-                {c: known_before[c] for c in clients},
-                {c: known_after[c] for c in clients},
-                record.main,
-            )
+            earlier, later = ({c: known[c] for c in clients} for known in (known_before, known_after))
+            return Change(split, model, round, earlier, later, record.main)
     return None
+
+
+def _moved(record: RunRecord) -> bool:
+    """Return whether any fusion changed an accuracy of the evaluated model at once."""
+    measured = (record.series(split, "fusion_gain").clients for split in SPLITS)
+    return any(gain for rounds in measured for gains in rounds.values() for gain in gains.values())
+
+
+def _unmoved(record: RunRecord, main: Change) -> tuple[str, str]:
+    """Return the sentences if fusion touches another model, or acts in the next training alone."""
+    after, n = _shown(fmean(main.after.values()), main.main), len(main.gains)
+    what = _accuracy(record, main.split, n)
+    for model in record.models_told_apart:
+        other = [change for split in SPLITS if (change := last_change(record, split, model)) is not None]
+        if any(gain for change in other for gain in change.gains.values()):
+            told = "Fusion leaves the evaluated model as it is until the next local training"
+            return _effect(record, other), f"{told}: {what} is {after}."
+    effect = f"{what[0].upper()}{what[1:]} is {after} before and after fusion in round {main.round}"
+    told = f"Fusion changed no measured {main.main.title} at once;"
+    told += " effects can only show after the next local training."
+    return f"{effect} ({_of(record, n)}).", told
 
 
 def _effect(record: RunRecord, found: list[Change]) -> str:
     """Return the sentence on the mean change, on both splits if the same fusion was measured."""
     main, points = found[0], _points(found[0].mean, record.main)
     what = _accuracy(record, main.split, len(main.gains))
+    what += f" of the {main.model} model" if main.model else ""
     reached, everyone = len(main.gains), len(record.counted)
     of_all = f"the {reached} of {everyone} {_noun(record)} that took part"
     who = _of(record, reached) if reached == everyone else of_all

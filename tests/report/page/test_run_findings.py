@@ -76,16 +76,43 @@ def test_fusion_that_hurt():
     assert clients == "No client gained in global accuracy; client 3 lost most (−20.0 points)."
 
 
-def test_fusion_without_an_effect():
+def test_fusion_that_acts_in_the_next_training_alone():
     same = {0: 0.5, 1: 0.7, 2: 0.5, 3: 0.7}
     effect, clients, _ = run_findings(
         run_of(before={"global": same, "local": same}, **{"global": same, "local": same})
     )
-    assert effect == (
-        "Fusion left the mean global test accuracy unchanged in round 2 (60.0 %, 4 clients); the local one is"
-        " unchanged."
+    assert effect == "The mean global test accuracy is 60.0 % before and after fusion in round 2 (4 clients)."
+    assert clients == (
+        "Fusion changed no measured accuracy at once; effects can only show after the next local training."
     )
-    assert clients == "The global accuracy of every client is unchanged."
+
+
+def test_fusion_that_moves_accuracies_up_and_down_alike():
+    before, same = {0: 0.5, 1: 0.7}, {0: 0.5, 1: 0.5}
+    run = run_of(
+        before={"global": before, "local": same}, **{"global": {0: 0.7, 1: 0.5}, "local": same}, clients=2
+    )
+    assert run_findings(run)[:2] == [
+        "Fusion left the mean global test accuracy unchanged in round 2 (60.0 %, 2 clients); the local one is"
+        " unchanged.",
+        "1 of 2 clients gained in global accuracy; client 1 lost most (−20.0 points).",
+    ]
+
+
+def test_fusion_of_another_model_than_the_evaluated_one():
+    same = {0: 0.5, 1: 0.7}
+    run = run_of(before={"global": same}, **{"global": same}, clients=2)
+    series = {"personal": (same, same), "shared": ({0: 0.2, 1: 0.4}, {0: 0.45, 1: 0.45})}
+    for model, (before, after) in series.items():
+        for moment, values in (("_before_fusion", before), ("", after)):
+            row = {"round": 2, "task": None, "split": "global", "metric": f"accuracy{moment}_{model}"}
+            run.rows.extend({**row, "client": c, "value": v} for c, v in (*values.items(), (None, 0.5)))
+    assert run_findings(run)[:2] == [
+        "Fusion raised the mean global test accuracy of the shared model by 15.0 points in round 2"
+        " (30.0 % before, 45.0 % after, 2 clients).",
+        "Fusion leaves the evaluated model as it is until the next local training: the mean global test"
+        " accuracy is 60.0 %.",
+    ]
 
 
 def test_clients_that_gained_or_stayed():
