@@ -247,6 +247,15 @@ def shown_metrics(bench: Bench, cells: Sequence[Cell]) -> tuple[str, ...]:
     if bench.spec.metrics is not None:
         return tuple(bench.spec.metrics)
     streams = [(cell.scenario, own) for cell in cells if (own := cell.scenario.continual) is not None]
+    main = dict.fromkeys(cell.scenario.main_metric for cell in cells)
+    if any(cell.scenario.data.is_regression for cell in cells):
+        moments = [
+            f"{name}{at}_{split}"
+            for name in main
+            for split in ("local", "global")
+            for at in ("_before_fusion", "")
+        ]
+        return tuple(moments)
     if not streams:
         local = ("accuracy_before_fusion_local", "accuracy_local")
         return (*local, "accuracy_before_fusion_global", "accuracy_global")

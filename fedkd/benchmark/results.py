@@ -18,7 +18,7 @@ from fedkd.continual import TaskHistory
 from fedkd.errors import UserError
 from fedkd.plan import build_schedule, listed_metrics
 from fedkd.plugins import require_package
-from fedkd.report import CLASSIFICATION_METRICS, OVER_CLIENTS, TEST_SAMPLES, Curve, StudyRun
+from fedkd.report import LISTED_METRICS, OVER_CLIENTS, TEST_SAMPLES, Curve, StudyRun
 from fedkd.scenario import Scenario, accuracy_name, evaluation_protocols
 from fedkd.storage import atomic_replacement
 from fedkd.tracking import METRICS_FILE, read_metrics, read_timings
@@ -183,6 +183,9 @@ def write_cells(finished: Sequence[FinishedCell], axes: Sequence[Axis], path: Pa
     """Write `cells.csv`: one row per cell with its outcome, its final metrics and its costs."""
     measured = ["rounds", "accuracy_before_fusion_local", "accuracy_local", "accuracy_before_fusion_global"]
     measured += ["accuracy_global", "bytes_up", "bytes_down", "seconds"]
+    if all(cell.cell.scenario.data.is_regression for cell in finished):
+        listed = dict.fromkeys(key for cell in finished for *_, key in listed_metrics(cell.cell.scenario))
+        measured = ["rounds", *listed, "bytes_up", "bytes_down", "seconds"]
     if any(cell.cell.scenario.clock is not None for cell in finished):
         reached = [name for cell in finished for name in cell.final if name.startswith(SECONDS_TO)]
         measured += ["virtual_seconds", *dict.fromkeys(reached)]
@@ -226,7 +229,7 @@ def directions(done: Sequence[FinishedCell], metrics: Sequence[str]) -> dict[str
     for cell in done:
         lower = (cell.summary or {}).get("lower_is_better", ())
         for _, metric, key in listed_metrics(cell.cell.scenario):
-            if key in CLASSIFICATION_METRICS:
+            if key in LISTED_METRICS:
                 continue
             for name in {key, f"{key}_worst_10", f"{key}_min", f"{key}_max"}.intersection(metrics):
                 found[name] = "lower" if metric.removesuffix("_before_fusion") in lower else "higher"

@@ -15,7 +15,7 @@ from fedkd.benchmark.merge import flatten, set_keys
 from fedkd.errors import UserError, refuse_if
 from fedkd.plan import json_schema
 from fedkd.plugins import explain_error, show_value
-from fedkd.report import CLASSIFICATION_METRICS, CONTINUAL_METRICS, OVER_CLIENTS
+from fedkd.report import CONTINUAL_METRICS, LISTED_METRICS, OVER_CLIENTS
 from fedkd.scenario import (
     NAME_PATTERN,
     Section,
@@ -224,13 +224,14 @@ def check_base_and_seeds(spec: ExperimentFile) -> None:
 
 
 def _check_metrics(metrics: list[str]) -> None:
-    known = (*COMPARED_METRICS, *OF_MODELS, *CLASSIFICATION_METRICS, *CONTINUAL_METRICS)
+    known = (*COMPARED_METRICS, *OF_MODELS, *LISTED_METRICS, *CONTINUAL_METRICS)
     for full_name in metrics:
         check_metric_name(full_name, "metrics")
         ending = next((over for over in OVER_CLIENTS if full_name.endswith(f"_{over}")), "")
         name = full_name.removesuffix(f"_{ending}")
         # Strategies may record unknown metrics, but not under nearly a known name.
-        near = get_close_matches(name, known, n=1, cutoff=0.85)
+        # The long ending makes r2_before_fusion_local near to any such name.
+        near = get_close_matches(name, (one for one in known if one[:3] != "r2_"), n=1, cutoff=0.85)
         if near and near[0] != name and name not in known:
             raise UserError(f"no metric '{name}'; did you mean '{near[0]}'?", key="metrics")
         if name not in known and not name.endswith(("_local", "_global", "_train")):

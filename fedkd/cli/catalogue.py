@@ -57,7 +57,13 @@ def strategy_details() -> Iterator[str]:
     from flwr.serverapp import strategy as flower
 
     from fedkd.federation import flower_hyperparameters, flower_strategy_names
-    from fedkd.fusion import STRATEGIES, capabilities_of, strategy_hyperparameters, strategy_source
+    from fedkd.fusion import (
+        STRATEGIES,
+        capabilities_of,
+        load_strategy_class,
+        strategy_hyperparameters,
+        strategy_source,
+    )
 
     for name, strategy in _parts(STRATEGIES):
         if isinstance(strategy, UserError):
@@ -72,6 +78,9 @@ def strategy_details() -> Iterator[str]:
         if needed:
             yield _row("", f"  needs {', '.join(needed)}")
         yield from _hyperparameter_rows(strategy_hyperparameters(name), strategy_source(strategy))
+        if (own := load_strategy_class(name, gaussian=True)) is not strategy:
+            yield _row("", f"  with data.task = 'regression': {_summary(own)}")
+            yield from _hyperparameter_rows(strategy_hyperparameters(own), "")
     for name in flower_strategy_names():
         yield _row(f"flwr:{name}", f"Flower's {_summary(getattr(flower, name))} Clients send parameters.")
         yield _row("", f"  needs {NEEDS['gradients']}, {NEEDS['one_architecture']}")

@@ -129,6 +129,7 @@ class _Follower:
             seconds=sum(row.get("seconds", 0.0) for row in costs),
             metrics=by_name,
             task=schedule.task(0, round) if schedule.in_step else None,
+            metric=self._plan.scenario.main_metric,
         )
 
     def _tell_phase(self, present: RunProgress | None) -> None:

@@ -24,7 +24,7 @@ from fedkd.clients.shared_network import Measured, SharedModel
 from fedkd.continual import extra_outputs
 from fedkd.data import ClientData, Data, FederatedData, FederatedStream, first_task
 from fedkd.fusion import overrides_hook
-from fedkd.models import ModelFactory, client_estimator
+from fedkd.models import EstimatorModel, ModelFactory, RegressorModel, client_estimator
 from fedkd.plan import Plan, evaluated_clients, make_auxiliaries
 from fedkd.randomness import derive_seed
 from fedkd.training import make_executor, prepare_inputs, prepare_model, resolve_device, weights_of
@@ -72,7 +72,12 @@ class ClientFactory:
             tasks = [replace(data.client(index), public_y=public, test_sample=self._test_sample)]
         if not isinstance(model, nn.Module | SharedModel):
             samples = LocalSamples(plan, index, tasks, poison, selection_holdout_share(plan))
-            estimator = client_estimator(self._models[index].fresh, tasks[0].classes)
+            scale, make = tasks[0].scale, self._models[index].fresh
+            estimator: EstimatorModel | RegressorModel = (
+                client_estimator(make, tasks[0].classes)
+                if scale is None
+                else RegressorModel(make, len(scale.names), scale.head)
+            )
             return Client(plan, index, samples, EstimatorTrainer(plan, index, samples, estimator), poison)
         samples = LocalSamples(plan, index, tasks, poison, network_holdout_share(plan))
         if isinstance(model, CentralizedModel):
@@ -145,7 +150,10 @@ def model_outputs(plan: Plan, data: Data) -> int:
 
 def model_factories(plan: Plan, data: Data) -> list[ModelFactory]:
     shape, outputs, search = data.input_shape, model_outputs(plan, data), tuple(plan.scenario.plugin_path)
-    made = {id(group): ModelFactory(group, shape, outputs, search, data.kind) for group in plan.groups}
+    numeric = plan.scenario.data.is_regression
+    made = {
+        id(group): ModelFactory(group, shape, outputs, search, data.kind, numeric) for group in plan.groups
+    }
     return [made[id(group)] for group in plan.groups]
 
 

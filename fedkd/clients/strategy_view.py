@@ -146,7 +146,7 @@ class StrategyView:
         trainer, on_device = self._differentiable(), self._differentiable().jobs.on_device
         network = frozen_copy(trainer.network, weights)
         x, y = on_device(self.data.train_x), on_device(self.private_labels())
-        return gradient_function(network, trainer.as_seen(network), of, x, y)
+        return gradient_function(network, trainer.as_seen(network), of, x, y, self.plan.task.loss)
 
     def trial(self, targets: np.ndarray, samples: np.ndarray, asked: np.ndarray) -> TrialLogits:
         return self._differentiable().trial(self, targets, samples, asked)

@@ -23,5 +23,6 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "streams.pixels": ["Permutation", "Rotation", "Transform"],
         "streams.stream": ["FederatedStream"],
         "streams.task": ["Task"],
+        "targets": ["LOG_VARIANCE", "Head", "TargetScale", "join_outputs", "split_outputs"],
     },
 )

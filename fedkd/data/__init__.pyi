@@ -35,3 +35,8 @@ from .streams.pixels import Rotation as Rotation
 from .streams.pixels import Transform as Transform
 from .streams.stream import FederatedStream as FederatedStream
 from .streams.task import Task as Task
+from .targets import LOG_VARIANCE as LOG_VARIANCE
+from .targets import Head as Head
+from .targets import TargetScale as TargetScale
+from .targets import join_outputs as join_outputs
+from .targets import split_outputs as split_outputs

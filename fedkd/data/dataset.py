@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from fedkd.data.kinds import IMAGE, SampleKind, inferred_kind, kind_named
+from fedkd.data.targets import check_targets
 from fedkd.errors import UserError, described, refuse_if
 
 LARGEST = 1e15  # largest value in a sample: sums of squares of thousands of larger ones overflow float32
@@ -18,7 +19,8 @@ class Dataset:
 
     `train_x` is [n, *shape], `test_x` [m, *shape], as uint8 in 0..255, float32 (images: in 0..1 by
     convention), or int64 (ids to be looked up). Labels are int64 in 0..C-1; `class_names` has the C names in
-    their order. `owners` [n] are numbers (int64) or names; None: unknown. `kind` is inferred unless given.
+    their order. Targets of regression are float64 [n, O], and `class_names` has their O names. `owners` [n]
+    are numbers (int64) or names; None: unknown. `kind` is inferred unless given.
     """
 
     name: str
@@ -56,6 +58,7 @@ def dataset_from_arrays(
     owners: Any = None,
     kind: str | None = None,
     integers: bool = False,
+    regression: bool = False,
     key: str = "data.args",
 ) -> Dataset:
     """Check a user's arrays and return a `Dataset`; invalid arrays raise a `UserError`.
@@ -63,15 +66,25 @@ def dataset_from_arrays(
     Images may be [n, H, W], [n, C, H, W] or, with 1 or 3 channels, [n, H, W, C]; labels are integers, [n] or
     [n, 1]. Types other than uint8 become float32; with `integers`, other integers become int64. Without
     `class_names` the classes are the labels 0..C-1, and each must occur. Without a `kind` it is inferred.
+    With `regression`, labels are numeric targets [n] or [n, O].
     """
     given = None if kind is None else kind_named(kind)
     x = _samples(train_x, "train_x", given, integers, key)
     test = _samples(test_x, "test_x", given, integers, key)
-    y, test_labels = _labels(train_y, "train_y", len(x), key), _labels(test_y, "test_y", len(test), key)
+    read = check_targets if regression else _labels
+    y, test_labels = read(train_y, "train_y", len(x), key), read(test_y, "test_y", len(test), key)
     told = f"train_x and test_x must hold samples of one shape, got {x.shape[1:]} and {test.shape[1:]}"
     refuse_if(x.shape[1:] != test.shape[1:], told, key)
     kinds = "uint8, both integers, or both other numbers" if integers else "uint8, or both other numbers"
     refuse_if(x.dtype != test.dtype, f"train_x and test_x must both be {kinds}", key)
+    owners = None if owners is None else _owners(owners, len(y), key)
+    if regression:
+        names = class_names or (["target"] if y.shape[1] == 1 else [f"target {n}" for n in range(y.shape[1])])
+        told = (
+            f"there must be a name for each of {y.shape[1]} targets in train_y and test_y, got {len(names)}"
+        )
+        refuse_if(not len(names) == y.shape[1] == test_labels.shape[1], told, key)
+        return Dataset(name, tuple(map(str, names)), x, y, test, test_labels, owners, given)  # type: ignore[arg-type]
     largest = int(max(y.max(), test_labels.max()))
     if class_names is None:
         told = "labels must be 0..C-1, each with a train sample;"
@@ -84,8 +97,6 @@ def dataset_from_arrays(
         class_names = [str(label) for label in range(largest + 1)]
     elif largest >= len(class_names):
         raise UserError(f"label {largest} has no name: there are {len(class_names)} class names", key=key)
-    if owners is not None:
-        owners = _owners(owners, len(y), key)
     return Dataset(name, tuple(str(label) for label in class_names), x, y, test, test_labels, owners, given)  # type: ignore[arg-type]
 
 

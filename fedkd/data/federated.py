@@ -1,6 +1,6 @@
 """The data of one federation: every client's shard, the transfer set, the common test set."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import prod
 
@@ -15,6 +15,7 @@ from fedkd.data.partitions.replacement import SIZE
 from fedkd.data.partitions.split_samples import SampleSplit, split_samples
 from fedkd.data.request import ProgressCallback, silent
 from fedkd.data.scenario_sources import Sources
+from fedkd.data.targets import TargetScale
 from fedkd.data.transfer import PublicSamples
 from fedkd.errors import refuse_if
 from fedkd.plugins import import_plugins
@@ -29,7 +30,8 @@ class ClientData:
     `train_x` [n, *input_shape] is float32, or int64 of integers, like the local test samples `test_x` [m,
     …], the transfer set `transfer_x` [M, …] and the common test set `global_x` [K, …]. Labels are int64.
     `public_y` [M] labels the transfer set for clients that train on it; else None. `test_sample` is the part
-    of the common test set for rounds before the last; None: all of it.
+    of the common test set for rounds before the last; None: all of it. In regression, labels are float32 [n,
+    O] targets in the `scale`, and `classes` is the number of a model's outputs.
     """
 
     train_x: np.ndarray
@@ -43,6 +45,7 @@ class ClientData:
     input_shape: tuple[int, ...]
     public_y: np.ndarray | None = None
     test_sample: tuple[np.ndarray, np.ndarray] | None = None
+    scale: TargetScale | None = None
 
 
 @dataclass(frozen=True)
@@ -50,7 +53,8 @@ class FederatedData:
     """All data of a federation as plain arrays, which processes share without a copy.
 
     Samples are C-contiguous float32, uint8 divided by 255. Every channel (feature of a vector) has zero mean
-    and unit variance over the train split. Without normalisation integers are int64.
+    and unit variance over the train split. Without normalisation integers are int64. In regression, labels
+    are float32 [n, O] standardised targets, and `class_names` names their quantile bins.
     """
 
     name: str
@@ -75,6 +79,7 @@ class FederatedData:
     owners: tuple[str, ...] = ()  # name of each client's owner; empty if the data name none
     kind: SampleKind = None  # type: ignore[assignment]
     """Kind of the samples, inferred unless given."""
+    scale: TargetScale | None = None  # of the targets of regression; None: labels are classes
 
     def __post_init__(self) -> None:
         if self.kind is None:
@@ -82,8 +87,8 @@ class FederatedData:
 
     @property
     def classes(self) -> int:
-        """Number of classes C."""
-        return len(self.class_names)
+        """Number of classes C; in regression, of a model's outputs."""
+        return len(self.class_names) if self.scale is None else self.scale.outputs
 
     @property
     def public_y(self) -> np.ndarray | None:
@@ -113,17 +118,20 @@ class FederatedData:
             global_y=self.test_y,
             classes=self.classes,
             input_shape=self.input_shape,
+            scale=self.scale,
         )
 
     def label_counts(self) -> np.ndarray:
-        """Return [N, C] int64: each client's training samples of every class."""
+        """Return [N, C] int64: each client's training samples of every class, or bin of targets."""
+        labels = self.y if self.scale is None else self.scale.bins(self.y)
+        classes = len(self.class_names)
         bounds = np.array(self.train_bounds).reshape(-1, 2)
         sizes = bounds[:, 1] - bounds[:, 0]
         owner = np.repeat(np.arange(self.num_clients), sizes)
         first = np.repeat(bounds[:, 0] - np.cumsum(sizes) + sizes, sizes)  # less what comes before, of all
-        cells = owner * self.classes + self.y[first + np.arange(len(owner))]
-        counts = np.bincount(cells, minlength=self.num_clients * self.classes)
-        return counts.reshape(-1, self.classes)
+        cells = owner * classes + labels[first + np.arange(len(owner))]
+        counts = np.bincount(cells, minlength=self.num_clients * classes)
+        return counts.reshape(-1, classes)
 
     def label_distribution(self) -> np.ndarray:
         """Return [N, C] float64: the share of every class among each client's training labels."""
@@ -168,25 +176,34 @@ def federate(
     tests = (dataset.train_x, dataset.train_y) if split.validates else (dataset.test_x, dataset.test_y)
     owners = dataset.owners if scenario.data.partition.scheme == "natural" else None
     names = owners if owners is not None and owners.dtype.kind == "U" else None
+    scale = sources.target_scale(dataset)
+    labels: Callable[[np.ndarray], np.ndarray] = as_they_are if scale is None else scale.standardise
+    foreign = None if public is None or public.y is None else labels(public.y)
     return FederatedData(
         name=dataset.name,
-        class_names=dataset.class_names,
+        class_names=dataset.class_names if scale is None else scale.bin_names,
         input_shape=dataset.shape,
         x=x,
-        y=y,
+        y=labels(y),
         train_bounds=split.train_bounds,
         test_bounds=split.test_bounds,
         source_index=split.private,
         transfer_x=statistics.normalise(dataset.train_x[held_out]) if public is None else public.x,
         test_x=statistics.normalise(tests[0][common]),
-        test_y=tests[1][common],
-        transfer_y=dataset.train_y[held_out] if public is None else None,
-        foreign_y=None if public is None else public.y,
+        test_y=labels(tests[1][common]),
+        transfer_y=labels(dataset.train_y[held_out]) if public is None else None,
+        foreign_y=foreign,
         skew=skew,
         statistics=statistics,
         kind=dataset.kind,
         owners=() if names is None else tuple(str(names[split.private[start]]) for start, _ in split.shares),
+        scale=scale,
     )
+
+
+def as_they_are(labels: np.ndarray) -> np.ndarray:
+    """Return labels of classes."""
+    return labels
 
 
 def _private_samples(
@@ -208,6 +225,8 @@ def _private_samples(
             x[own] = statistics.normalise(skew_images(stored[own], drawn))
         if drawn.noise:
             x[own] = add_noise(x[own], drawn.noise, numpy_generator(seed, "noise", client=client, task=task))
+        if true.dtype.kind == "f":
+            continue
         rng = numpy_generator(seed, "label-noise", client=client, task=task)
         y[noisy] = replace_labels(true[noisy], dataset.classes, drawn.label_noise, rng)
     return x, y

@@ -2,7 +2,7 @@
 
 from fedkd.data.dataset import Dataset
 from fedkd.data.request import SourceRequest
-from fedkd.errors import UserError
+from fedkd.errors import UserError, refuse_if
 from fedkd.plugins import Registry
 
 DATASETS = Registry(
@@ -17,10 +17,14 @@ DATASETS = Registry(
         "npz": "fedkd.data.sources.npz:load",
         "table": "fedkd.data.sources.table:load",
         "image-folder": "fedkd.data.sources.image_folder:load",
+        "diabetes": "fedkd.data.sources.diabetes:load",
     },
     group="fedkd.datasets",
 )
 """Every value is a function `load(request: SourceRequest) -> Dataset`; a plug-in takes `data.args`."""
+
+WITH_TARGETS = ("table", "npz", "diabetes")
+"""Built-in data sets with targets for regression."""
 
 PARTITIONS = Registry(
     "partition scheme",
@@ -48,6 +52,9 @@ def load_dataset(
     try:
         source = DATASETS.load(request.name, request.search)
         if request.name in DATASETS.builtin:
+            told = f"'{request.name}' has classes; data.task = 'regression' needs numeric targets:"
+            fits = request.name in WITH_TARGETS or not request.regression
+            refuse_if(not fits, f"{told} use {', '.join(WITH_TARGETS)} or a plug-in", "data.dataset")
             return source(request)
         from fedkd.data.sources.plugin import call
 

@@ -46,6 +46,7 @@ class SourceRequest:
     progress: ProgressCallback = silent  # called with one line at a time during downloads and decoding
     integers: bool = False  # True if integer samples, such as token ids, stay integers (int64)
     clients: int = 10  # number of clients N, for sources with samples for each
+    regression: bool = False  # True if labels are numeric targets
 
     @property
     def folders(self) -> tuple[Path, ...]:

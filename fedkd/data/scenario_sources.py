@@ -1,7 +1,7 @@
 """The sources of a scenario's samples, and their normalisation."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ from fedkd.data.memory_budget import check_memory_budget
 from fedkd.data.normalise import Statistics, as_stored, measure
 from fedkd.data.registry import load_dataset
 from fedkd.data.request import ProgressCallback, SourceRequest, data_root_folder, silent
+from fedkd.data.targets import TargetScale, measure_targets
 from fedkd.data.transfer import PublicSamples, foreign_samples, noise
 from fedkd.errors import refuse_if
 from fedkd.scenario import Scenario
@@ -38,12 +39,20 @@ class Sources:
     def _request(self, name: str, args: Mapping[str, Any]) -> SourceRequest:
         data = self.scenario.data
         root, integers = data_root_folder(data.root), not data.normalise
-        return SourceRequest(name, root, args, self.search, self.progress, integers, data.clients)
+        found = SourceRequest(name, root, args, self.search, self.progress, integers, data.clients)
+        return replace(found, regression=data.is_regression)
 
     def statistics(self, dataset: Dataset) -> Statistics:
         """Return the normalisation of a data set's samples."""
         scales = self.scenario.data.normalise and dataset.kind.statistics
         return measure(dataset.train_x) if scales else as_stored(dataset.train_x)
+
+    def target_scale(self, dataset: Dataset) -> TargetScale | None:
+        """Return the scale of a data set's targets; None: its labels are classes."""
+        data = self.scenario.data
+        if not data.is_regression:
+            return None
+        return measure_targets(dataset.class_names, dataset.train_y, data.head or "gaussian")
 
     def public_samples(self, private: Dataset, statistics: Statistics) -> PublicSamples | None:
         """Return transfer samples that no client owns; None: they are held out."""

@@ -149,6 +149,7 @@ class Rounds:
                 seconds=seconds,
                 metrics={**evaluated, **clock},
                 task=self._schedule.task(0, round) if self._schedule.in_step else None,
+                metric=self._plan.scenario.main_metric,
             )
         )
 

@@ -24,6 +24,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "has_personal_filter",
             "mean_class_shares",
         ],
+        "distillation.gaussian": ["GaussianStrategy"],
         "distillation.knfu": ["KnFu"],
         "distillation.selection": ["varies_requests"],
         "distillation.shift": ["INITIAL_PREDICTION", "mean_prediction"],

@@ -15,6 +15,7 @@ from .distillation.filters import filtered_mean as filtered_mean
 from .distillation.filters import filtered_mixture as filtered_mixture
 from .distillation.filters import has_personal_filter as has_personal_filter
 from .distillation.filters import mean_class_shares as mean_class_shares
+from .distillation.gaussian import GaussianStrategy as GaussianStrategy
 from .distillation.knfu import KnFu as KnFu
 from .distillation.selection import varies_requests as varies_requests
 from .distillation.shift import INITIAL_PREDICTION as INITIAL_PREDICTION

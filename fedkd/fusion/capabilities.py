@@ -34,6 +34,12 @@ Need = Literal[
 Guided = Literal["all_alike", "each", "nobody"]
 """Receivers of guidance: all clients the same, each client its own, or none."""
 
+PredictionForm = Literal["classes", "gaussian"]
+"""Form of predictions: probabilities of classes, or Gaussians of numeric targets."""
+CLASSES: Set[PredictionForm] = frozenset({"classes"})
+GAUSSIANS: Set[PredictionForm] = frozenset({"gaussian"})
+ANY_FORM: Set[PredictionForm] = CLASSES | GAUSSIANS
+
 REACH: Mapping[Guided, str] = {
     "all_alike": "all clients, the same: participants with the next message, others with the next training",
     "each": "the participants, each its own, with the next message",
@@ -65,6 +71,7 @@ class Capabilities:
 
     Attributes:
         needs: Requirements on clients, data and server; other scenarios are refused.
+        accepts: Forms of predictions that it can fuse; `ANY_FORM` if it fuses none, or only weights.
         sends: Upload in words; ``"nothing"``: no message carries knowledge.
         kinds: Kind of each array of an `upload`, by name; a missing one is `Kind.OTHER`. The server refuses
             uploads that lack one of these.
@@ -103,6 +110,7 @@ class Capabilities:
     """
 
     needs: Set[Need] = frozenset()
+    accepts: Set[PredictionForm] = CLASSES
     sends: str = "logits"
     kinds: Mapping[str, Kind] = field(default_factory=lambda: PREDICTIONS)
     optional: Set[str] = frozenset({"label_counts"})

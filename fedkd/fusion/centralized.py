@@ -6,6 +6,7 @@ from typing import ClassVar
 import numpy as np
 
 from fedkd.fusion import Capabilities, FusionStrategy, Guidance, Knowledge
+from fedkd.fusion.capabilities import ANY_FORM
 from fedkd.plugins import hyperparameters
 
 
@@ -21,7 +22,12 @@ class Centralized(FusionStrategy):
 
     name: ClassVar[str] = "centralized"
     capabilities: ClassVar[Capabilities] = Capabilities(
-        sends="nothing", guides="nobody", needs={"gradients"}, pools=True, uses_transfer_set=False
+        sends="nothing",
+        guides="nobody",
+        needs={"gradients"},
+        accepts=ANY_FORM,
+        pools=True,
+        uses_transfer_set=False,
     )
 
     def fuse(self, knowledge: Knowledge, memory: Mapping[str, np.ndarray]) -> Guidance:

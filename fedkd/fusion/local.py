@@ -6,6 +6,7 @@ from typing import ClassVar
 import numpy as np
 
 from fedkd.fusion import Capabilities, FusionStrategy, Guidance, Knowledge
+from fedkd.fusion.capabilities import ANY_FORM
 from fedkd.plugins import hyperparameters
 
 
@@ -15,7 +16,7 @@ class Local(FusionStrategy):
 
     name: ClassVar[str] = "local"
     capabilities: ClassVar[Capabilities] = Capabilities(
-        sends="nothing", guides="nobody", uses_transfer_set=False
+        sends="nothing", guides="nobody", uses_transfer_set=False, accepts=ANY_FORM
     )
 
     def fuse(self, knowledge: Knowledge, memory: Mapping[str, np.ndarray]) -> Guidance:

@@ -105,6 +105,12 @@ STRATEGIES = Registry(
 )
 
 
+GAUSSIAN_FORMS: Mapping[str, str] = {
+    "fedmd": "fedkd.fusion.distillation.gaussian:GaussianMean",
+    "knfu": "fedkd.fusion.distillation.gaussian:GaussianKnFu",
+}
+"""Classes of strategies for Gaussian predictions, in regression."""
+
 RENAMED: Mapping[str, str] = {
     old: f"its name is `{new}` now"
     for old, new in {
@@ -140,13 +146,16 @@ def make_strategy(
     return made
 
 
-def load_strategy_class(name: str, search: Sequence[str | Path] = ()) -> type[FusionStrategy]:
-    """Return the class called `name`.
+def load_strategy_class(
+    name: str, search: Sequence[str | Path] = (), *, gaussian: bool = False
+) -> type[FusionStrategy]:
+    """Return the class called `name`; its form for Gaussian predictions, if there is one and it is wanted.
 
     Raises:
         UserError: It is not a dataclass derived from `FusionStrategy` with its methods.
     """
-    cls = load_part(STRATEGIES, FusionStrategy, name, search, key=KEY)  # type: ignore[type-abstract]
+    found = GAUSSIAN_FORMS.get(name, name) if gaussian else name
+    cls = load_part(STRATEGIES, FusionStrategy, found, search, key=KEY)  # type: ignore[type-abstract]
     _refuse(name, cls)
     return cls
 

@@ -20,6 +20,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "fast.batch_last": ["Conv2d", "Flatten", "MaxPool2d", "use_torch_kernels"],
         "fast.kernel_mode": ["KernelMode", "is_transformed", "kernel_schema"],
         "registry": ["ESTIMATORS", "MODELS"],
+        "regressor": ["RegressorModel"],
         "zoo.classifier": ["Classifier"],
         "zoo.generator": ["Generator"],
     },

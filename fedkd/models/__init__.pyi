@@ -20,5 +20,6 @@ from .fast.kernel_mode import is_transformed as is_transformed
 from .fast.kernel_mode import kernel_schema as kernel_schema
 from .registry import ESTIMATORS as ESTIMATORS
 from .registry import MODELS as MODELS
+from .regressor import RegressorModel as RegressorModel
 from .zoo.classifier import Classifier as Classifier
 from .zoo.generator import Generator as Generator

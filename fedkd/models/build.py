@@ -16,7 +16,8 @@ from fedkd.errors import UserError, blaming, described, refuse_if
 from fedkd.models.estimator import Estimator, check_estimator, is_estimator_class
 from fedkd.models.evaluation_mode import evaluation_mode
 from fedkd.models.fast.kernel_mode import Allowance, FlopCounter
-from fedkd.models.registry import MODEL_KINDS, MODELS
+from fedkd.models.registry import MODEL_KINDS, MODELS, REGRESSORS
+from fedkd.models.regressor import check_regressor, is_regressor_class
 from fedkd.plugins import contain_plugin, plugin_call
 from fedkd.randomness import seeded_torch
 from fedkd.scenario import ClientGroup, Scenario
@@ -35,6 +36,7 @@ class ModelFactory:
     outputs: int
     plugin_path: Sequence[str | Path] = ()
     kind: SampleKind | None = None
+    regression: bool = False
 
     @property
     def input_dtype(self) -> np.dtype:
@@ -43,7 +45,7 @@ class ModelFactory:
 
     def load(self) -> None:
         """Import the model's code now; a `UserError` for unknown models or wrong arguments."""
-        _factory(self.group, self.plugin_path)
+        _factory(self.group, self.plugin_path, self.regression)
 
     def make(self, seed: int) -> nn.Module | Estimator:
         """Return a fresh model: a float32 network on the CPU in training mode, or an estimator."""
@@ -56,20 +58,20 @@ class ModelFactory:
         if not isinstance(model, nn.Module):
             # Attributes of a plug-in object may raise.
             with plugin_call(f"'{self.group.model}' made a {type(model).__name__}, which", "clients.model"):
-                check_estimator(self.group.model, model)
+                (check_regressor if self.regression else check_estimator)(self.group.model, model)
             return model
         if count_parameters(model) == 0:
             raise UserError(f"'{self.group.model}' has no parameters to train", key="clients.model")
         return model.train()
 
-    def fresh(self) -> Estimator:
-        """Return a fresh estimator, if the group's model is one."""
+    def fresh(self) -> Any:
+        """Return a fresh estimator or regressor, if the group's model is one."""
         return self._call()
 
     def _call(self) -> Any:
-        factory = _factory(self.group, self.plugin_path)
+        factory = _factory(self.group, self.plugin_path, self.regression)
         _check_kind(factory, self.group.model, self._kind, self._shape)
-        return _call(factory, self.group, self._shape, self.outputs)
+        return _call(factory, self.group, self._shape, self.outputs, self.regression)
 
     @property
     def _kind(self) -> SampleKind:
@@ -108,7 +110,8 @@ def build_group_models(
     models: list[nn.Module | Estimator] = []
     for index, group in enumerate(scenario.clients):
         try:
-            factory = ModelFactory(group, input_shape, classes, scenario.plugin_path, kind)
+            numeric = scenario.data.is_regression
+            factory = ModelFactory(group, input_shape, classes, scenario.plugin_path, kind, numeric)
             with Allowance(*limit) if limit else nullcontext():
                 models.append(factory.make(seed=0))
         except UserError as error:
@@ -117,10 +120,11 @@ def build_group_models(
     return models
 
 
-def _factory(group: ClientGroup, plugin_path: Sequence[str | Path]) -> Callable[..., Any]:
+def _factory(group: ClientGroup, plugin_path: Sequence[str | Path], regression: bool) -> Callable[..., Any]:
     with blaming(key="clients.model"):
-        factory = MODELS.load(group.model, plugin_path)
-    _check_args(factory, group)
+        name = REGRESSORS.get(group.model, group.model) if regression else group.model
+        factory = MODELS.load(name, plugin_path)
+    _check_args(factory, group, regression)
     return factory
 
 
@@ -164,14 +168,14 @@ def forward_flops(
     return counter.total or 2 * count_parameters(model)
 
 
-def _check_args(factory: Callable[..., Any], group: ClientGroup) -> None:
+def _check_args(factory: Callable[..., Any], group: ClientGroup, regression: bool) -> None:
     told = f"'{group.model}' is not callable; must be factory(input_shape, classes, **args)"
     refuse_if(not callable(factory), told, "clients.model")
     try:
         parameters = list(inspect.signature(factory).parameters.values())
     except (TypeError, ValueError):  # compiled callables have no signature
         return
-    if is_estimator_class(factory) or _takes_keywords_alone(factory):
+    if _is_class(factory, regression) or _takes_keywords_alone(factory):
         own = parameters
     elif any(parameter.kind is parameter.VAR_POSITIONAL for parameter in parameters[:2]):
         own = [parameter for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY]
@@ -188,9 +192,15 @@ def _check_args(factory: Callable[..., Any], group: ClientGroup) -> None:
         raise UserError(f"'{group.model}' needs the argument '{missing[0]}'; {takes}", key="clients.args")
 
 
-def _call(factory: Callable[..., Any], group: ClientGroup, shape: tuple[int, ...], classes: int) -> Any:
+def _is_class(factory: Any, regression: bool) -> bool:
+    return is_regressor_class(factory) if regression else is_estimator_class(factory)
+
+
+def _call(
+    factory: Callable[..., Any], group: ClientGroup, shape: tuple[int, ...], classes: int, regression: bool
+) -> Any:
     with blaming(key="clients.model"), plugin_call(f"building '{group.model}'", "clients.model"):
-        if is_estimator_class(factory):
+        if _is_class(factory, regression):
             return factory(**group.args)
         if _takes_keywords_alone(factory):
             return factory(num_classes=classes, **group.args)

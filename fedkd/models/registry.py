@@ -8,6 +8,12 @@ from fedkd.plugins import Registry
 
 ESTIMATORS = ("random-forest", "gradient-boosting", "sgd")
 """Models that learn from guidance by weighted refitting."""
+REGRESSORS = {
+    "random-forest": "fedkd.models.regressor:random_forest",
+    "gradient-boosting": "fedkd.models.regressor:gradient_boosting",
+    "sgd": "fedkd.models.regressor:sgd",
+}
+"""The same in regression."""
 MODELS = Registry(
     "model",
     {

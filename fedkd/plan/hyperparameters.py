@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from fedkd.continual import LEARNERS, load_learner_class
 from fedkd.errors import UserError, blaming, refuse_if
-from fedkd.fusion import STRATEGIES, load_strategy_class
+from fedkd.fusion import STRATEGIES, GaussianStrategy, load_strategy_class
 from fedkd.plan.checks.cross_field import has_one_architecture
 from fedkd.plugins import build_part, hyperparameter_names, show_value
 from fedkd.scenario import (
@@ -22,7 +22,7 @@ from fedkd.scenario import (
     recorded_name,
     unknown_key_message,
 )
-from fedkd.training import METRICS
+from fedkd.training import METRICS, task_of
 
 if TYPE_CHECKING:
     from fedkd.continual import Learner
@@ -76,9 +76,14 @@ def bind_strategy(scenario: Scenario) -> tuple[FusionStrategy, dict[str, Any]]:
         FUSION_TABLE,
         fusion.strategy,
         fusion.model_extra,
-        lambda name: load_strategy_class(name, scenario.plugin_path),
-        lambda strategy: strategy.for_clients(one_architecture=has_one_architecture(scenario)),
+        lambda name: load_strategy_class(name, scenario.plugin_path, gaussian=scenario.data.is_regression),
+        lambda strategy: _settled(strategy, scenario),
     )
+
+
+def _settled(strategy: FusionStrategy, scenario: Scenario) -> FusionStrategy:
+    found = strategy.for_clients(one_architecture=has_one_architecture(scenario))
+    return found.with_head(scenario.data.head or "gaussian") if isinstance(found, GaussianStrategy) else found
 
 
 def bind_learner(continual: Continual, search: Sequence[str] = ()) -> tuple[Learner, dict[str, Any]]:
@@ -91,9 +96,13 @@ def bind_metrics(scenario: Scenario) -> dict[str, MetricFunction]:
     """Return the functions of a scenario's metrics besides accuracy, by the name of their rows."""
     found: dict[str, MetricFunction] = {}
     for index, name in enumerate(scenario.metrics):
-        if name == "accuracy":
+        if name == "accuracy" and not scenario.data.is_regression:
             continue
         key, recorded = f"metrics.{index}", recorded_name(name)
+        allowed = task_of(scenario.data).metrics
+        fits = name not in METRICS.builtin or name in allowed
+        told = f"'{name}' is no metric of {_task_in_words(scenario)}, which has {', '.join(allowed)}"
+        refuse_if(not fits, told, key)
         with blaming(key=key):
             function = METRICS.load(name, scenario.plugin_path)
         taken = recorded in found or recorded in RECORDED or recorded in METRICS.builtin
@@ -104,6 +113,13 @@ def bind_metrics(scenario: Scenario) -> dict[str, MetricFunction]:
         refuse_if(not callable(function), f"'{name}' is not callable", key)
         found[recorded] = function
     return found
+
+
+def _task_in_words(scenario: Scenario) -> str:
+    data = scenario.data
+    if not data.is_regression:
+        return "classification (data.task)"
+    return f"data.task = 'regression' with data.head = '{data.head or 'gaussian'}'"
 
 
 def _bind(
@@ -165,6 +181,10 @@ def with_canonical_names(scenario: Scenario) -> Scenario:
     if continual and (learner := LEARNERS.canonical(continual.learner)) != continual.learner:
         changed["continual"] = continual.model_copy(update={"learner": learner})
     metrics = list(dict.fromkeys(map(METRICS.canonical, scenario.metrics)))
+    if scenario.data.task == "classification":
+        changed["data"] = scenario.data.model_copy(update={"task": None})
+    if scenario.data.is_regression and "metrics" not in scenario.model_fields_set:
+        metrics = [task_of(scenario.data).metric]
     if metrics != scenario.metrics:
         changed["metrics"] = metrics
     return scenario.model_copy(update=changed) if changed else scenario

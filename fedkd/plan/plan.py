@@ -32,6 +32,7 @@ from fedkd.scenario import (
     resolve_stream,
     scenario_from_json,
 )
+from fedkd.training import Task, task_of
 
 if TYPE_CHECKING:
     from fedkd.continual import Learner
@@ -60,6 +61,11 @@ class Plan:
     def capabilities(self) -> Capabilities:
         """Requirements and abilities of the strategy."""
         return self.strategy.capabilities
+
+    @property
+    def task(self) -> Task:
+        """Outputs, loss and metrics of the clients' models."""
+        return task_of(self.scenario.data)
 
     def evaluates(self, round: int) -> bool:
         """Return whether a round is evaluated; the last round of a task always is."""
@@ -150,7 +156,7 @@ def resolve_plan(scenario: Scenario, layers: OverrideLayers = NO_OVERRIDES, *, w
     if written:
         scenario = without_moot_keys(scenario, strategy, layers)
     check_transfer_size(scenario, strategy)
-    check_table(Case(scenario, strategy), ("asynchronous",))
+    check_table(Case(scenario, strategy), ("asynchronous", "data.task"))
     filled_in = hyperparameters | asdict(recipe_of(scenario, strategy))
     tables: dict[str, Section] = {"fusion": scenario.fusion.model_copy(update=filled_in)}
     learner = None

@@ -1,8 +1,8 @@
 from .continual import outcome_of_rows as outcome_of_rows
 from .figures import draw_figures as draw_figures
 from .latex import latex_table as latex_table
-from .metrics import CLASSIFICATION_METRICS as CLASSIFICATION_METRICS
 from .metrics import CONTINUAL_METRICS as CONTINUAL_METRICS
+from .metrics import LISTED_METRICS as LISTED_METRICS
 from .metrics import OVER_CLIENTS as OVER_CLIENTS
 from .metrics import TEST_SAMPLES as TEST_SAMPLES
 from .metrics import find_metric as find_metric

@@ -44,8 +44,8 @@ def find_metric(name: str) -> Metric:
             return replace(shown, name=name, title=f"{shown.title}{added}")
     stem, _, split = name.rpartition("_")
     measure = stem.removesuffix("_before_fusion")
-    if measure in _CLASSIFICATION:
-        shown, moment = _CLASSIFICATION[measure], "after" if measure == stem else "before"
+    if measure in _LISTED:
+        shown, moment = _LISTED[measure], "after" if measure == stem else "before"
         return replace(shown, name=name, title=f"{split} {shown.title} {moment} fusion")
     words = stem.replace("_", " ")
     if stem in _OF_SPLIT:
@@ -99,17 +99,21 @@ _OF_SPLIT = _by_name(
     Metric("hit_chance", "best sender found by chance, {split}", "%", 100.0, 1),
     Metric("effective_neighbours", "effective neighbours", decimals=1),
 )
-_CLASSIFICATION = _by_name(
+_LISTED = _by_name(
     Metric("macro_f1", "macro F1", "%", 100.0, 1, "higher"),
     Metric("balanced_accuracy", "balanced accuracy", "%", 100.0, 1, "higher"),
     Metric("auroc", "AUROC", better="higher"),
     Metric("ece", "ECE", "%", 100.0, 1, "lower"),
     Metric("nll", "NLL", "nats", better="lower"),
     Metric("brier", "Brier score", better="lower"),
+    Metric("mae", "MAE", better="lower"),
+    Metric("rmse", "RMSE", better="lower"),
+    Metric("r2", "R²", better="higher"),
+    Metric("coverage", "coverage of 90 % intervals", "%", 100.0, 1),
 )
-CLASSIFICATION_METRICS = tuple(
+LISTED_METRICS = tuple(
     f"{name}{moment}_{split}"
-    for name in _CLASSIFICATION
+    for name in _LISTED
     for moment in ("_before_fusion", "")
     for split in ("local", "global")
 )

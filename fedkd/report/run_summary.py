@@ -60,7 +60,9 @@ def finish_run(
     times, stream = {}, scenario.continual is not None
     if scenario.clock is not None:
         # The accuracy of a stream refers to changing tasks.
-        reached = {} if stream else times_to_accuracy(rows, scenario.clock.targets)
+        reached = (
+            {} if stream or scenario.data.is_regression else times_to_accuracy(rows, scenario.clock.targets)
+        )
         times = {"virtual_seconds": totals.virtual_seconds, **reached}
     summary = {
         "name": scenario.name,
@@ -68,6 +70,7 @@ def finish_run(
         "status": "done",
         "rounds": scenario.rounds,
         **({} if scenario.data.validation is None else {"tested_on": "validation"}),
+        **({"metric": scenario.main_metric} if scenario.data.is_regression else {}),
         "final": {
             **final_accuracies(plan, rows, counted),
             "bytes_up": totals.bytes_up,
@@ -166,8 +169,9 @@ def final_accuracies(
     plan: Plan, rows: Sequence[MetricRow], clients: Set[int]
 ) -> dict[str, dict[str, float] | None]:
     """Return statistics over clients of the last round's metrics; None without a tested client."""
-    last_round, told = plan.last_round, [*FINAL_ACCURACIES, *separate_model_accuracies(plan.strategy)]
-    told += listed_metrics(plan.scenario)
+    last_round = plan.last_round
+    told: list[tuple[str, str, str]] = [] if plan.scenario.data.is_regression else [*FINAL_ACCURACIES]
+    told += [*separate_model_accuracies(plan.strategy), *listed_metrics(plan.scenario)]
     found: dict[str, list[float]] = {key: [] for _, _, key in told}
     keys = {(split, metric): key for split, metric, key in told}
     for row in rows:

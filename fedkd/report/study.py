@@ -21,6 +21,7 @@ from fedkd.tracking import STUDY_FILE
 Labels = tuple[str, ...]
 Curve = tuple[tuple[int, float], ...]  # pairs of a round, or a number of tasks, and a value
 
+OF_REGRESSION = ("rmse_", "mae_", "r2_")
 _TITLES = {"data.partition.alpha": "Dirichlet α", "data.transfer.size": "transfer size"}
 
 
@@ -76,8 +77,18 @@ class Study:
     @property
     def shown(self) -> tuple[Metric, ...]:
         """The shown metrics."""
-        found = map(find_metric, self.metrics)
-        return tuple(replace(one, better=self.better.get(one.name, one.better)) for one in found)
+        found = [
+            replace(one, better=self.better.get(one.name, one.better))
+            for one in map(find_metric, self.metrics)
+        ]
+        # A gain of regression is in the unit of its metric.
+        numeric = any(name.startswith(OF_REGRESSION) for run in self.runs for name in run.final)
+        return tuple(
+            replace(one, unit="", scale=1.0, decimals=3)
+            if numeric and one.name.startswith("fusion_gain")
+            else one
+            for one in found
+        )
 
     @cached_property
     def blocks(self) -> dict[Labels, dict[Labels, tuple[StudyRun, ...]]]:

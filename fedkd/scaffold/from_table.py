@@ -74,9 +74,11 @@ def _guess(table: Any, path: Path) -> tuple[list[str], dict[str, Any]]:
             classes |= {name: count} if discrete and 1 < count <= MAX_CATEGORIES else {}
     named = [name for name in classes if name.lower() in LABELS]
     few = [name for name, count in classes.items() if count <= FEW_CLASSES]
+    quantities = [name for name in used if name.lower() in LABELS and used[name].type == pa.float64()]
+    regression = not named and bool(quantities)
     told = f"no column looks like a label; the columns are {', '.join(table.column_names)}"
-    refuse_if(not named and not few, told, None)
-    label, client = named[0] if named else few[-1], roles.get("client")
+    refuse_if(not named and not few and not quantities, told, None)
+    label, client = [*named, *quantities, *few[::-1]][0], roles.get("client")
     roles["label"] = label
     roles["categorical"] = [name for name in roles["categorical"] if name != label]
     refuse_if(used.keys() <= {label, client}, "no column is left to learn from", None)
@@ -89,6 +91,7 @@ def _guess(table: Any, path: Path) -> tuple[list[str], dict[str, Any]]:
     refuse_if(frame.num_rows < FEWEST_ROWS, told, None)
     clients = 0 if client is None else int((_sizes(frame[client]) >= FEWEST_ROWS).sum())
     data: dict[str, Any] = {"dataset": "table", "clients": clients or max(2, min(10, frame.num_rows // 50))}
+    data |= {"task": "regression"} if regression else {}
     data["partition"] = {"scheme": "natural" if clients else "dirichlet"}
     data["transfer"] = {"size": max(1, frame.num_rows // 10)}
     words = {label: "label, ", client: "client, "} | dict.fromkeys(roles["ignore"], "ignored, ")

@@ -172,7 +172,8 @@ class Scenario(Section):
     metrics: Annotated[list[str], Field(min_length=1)] = ["accuracy"]
     """Metrics of classification, measured like accuracy, which is always recorded: `macro_f1`,
     `balanced_accuracy`, `auroc`, `ece`, `nll`, `brier`, or a plug-in function, `"module:function"`. Only
-    accuracy in a stream of tasks."""
+    accuracy in a stream of tasks. Of regression: `rmse` (absent: it alone), `mae`, `r2`, `nll`, `coverage`,
+    or a plug-in; tables show the first one."""
     end_with: Literal["fusion", "training"] = "fusion"
     """Last phase of the run. `fusion`: the last fusion. `training`: one more local training of every
     evaluated client, recorded as a further round, as in many papers."""
@@ -206,6 +207,11 @@ class Scenario(Section):
     def metric_names(self) -> tuple[str, ...]:
         """Names under which metrics besides accuracy are recorded: of `"module:function"`, `function`."""
         return tuple(recorded_name(name) for name in self.metrics if name != "accuracy")
+
+    @property
+    def main_metric(self) -> str:
+        """Name of the metric that tables show first: accuracy, or the first one in regression."""
+        return recorded_name(self.metrics[0]) if self.data.is_regression else "accuracy"
 
     @property
     def last_round(self) -> int:

@@ -43,6 +43,9 @@ class Partition(Section):
     """Label-sorted shards per client (`shards`)."""
     min_samples: PositiveInt = 10
     """Least number of samples of a client."""
+    bins: Annotated[int, Field(ge=2, le=1000)] | None = None
+    """Quantile bins of the first target that stand for classes in regression (`dirichlet`,
+    `dirichlet-per-client`); absent: 10."""
     path: str | None = None
     """JSON file with one list of sample indices per client (`file`), relative to the scenario file or the
     working folder."""
@@ -68,7 +71,15 @@ class Data(Section):
 
     dataset: str = "digits"
     """`digits` (embedded), `mnist`, `fashion-mnist`, `cifar10`, `cifar100`, `synthetic` (generated for every
-    client), `npz`, `table`, `image-folder`, or `"pkg.mod:function"`."""
+    client), `npz`, `table`, `image-folder`, `diabetes` (embedded, for regression), or
+    `"pkg.mod:function"`."""
+    task: Literal["classification", "regression"] | None = None
+    """Kind of labels. `regression`: one or several numeric targets, standardised with training statistics;
+    metrics are in their unit. Absent: `classification`."""
+    head: Literal["gaussian", "mean"] | None = None
+    """Outputs of models in regression. `gaussian`: mean and log variance of each target, trained by
+    likelihood, so that fusion can weigh clients by their certainty; `mean`: the mean, by squared error.
+    Absent: `gaussian`."""
     args: dict[str, Any] = {}
     """Arguments of the data set: `path` for `npz`, `table` and `image-folder`, `columns` of a `table`,
     `alpha`, `beta`, … for `synthetic`, keyword arguments of a plug-in function; and the `kind` of samples for
@@ -91,6 +102,11 @@ class Data(Section):
     sets it. Absent: tests use test samples."""
     test_size: PositiveInt | None = None
     """Size of the common test set, a stratified sample of the data set's test split; absent: all of it."""
+
+    @property
+    def is_regression(self) -> bool:
+        """True if labels are numeric targets."""
+        return self.task == "regression"
 
 
 class ClientGroup(Section):

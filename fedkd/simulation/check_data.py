@@ -32,13 +32,19 @@ def row(label: str, text: str) -> str:
 def data_rows(scenario: Scenario, data: FederatedData, held_out: float | None = None) -> Iterator[str]:
     shape = "×".join(map(str, data.input_shape))
     testing = f"{len(data.test_y):,} {_common_tests(scenario)}"
-    yield row("data", f"{data.name}: {data.classes} classes, samples of {shape}{_kind(data)}, {testing}")
+    labels = f"{data.classes} classes"
+    if data.scale is not None:
+        labels = f"{count_noun(len(data.scale.names), 'target')} ({data.scale.head} head)"
+    yield row("data", f"{data.name}: {labels}, samples of {shape}{_kind(data)}, {testing}")
     yield row("partition", _partition(scenario))
     yield from _size_rows(scenario, [data], "client", held_out)
     if data.owners:
         more = f", … ({len(data.owners)} in all)" if len(data.owners) > SHOWN_OWNERS else ""
         yield row("", f"clients are {', '.join(map(one_line, data.owners[:SHOWN_OWNERS]))}{more}")
-    yield row("", f"label skew: {skew(data.label_distribution())}")
+    told = f"label skew: {skew(data.label_distribution())}"
+    if data.scale is not None:
+        told = told.replace("label", "target").replace("classes", "quantile bins")
+    yield row("", told)
     if data.skew:
         yield row("", f"clients differ by {_differences(data.skew)}")
     yield row(

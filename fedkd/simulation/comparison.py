@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from fedkd.errors import UserError
-from fedkd.plan import counted_clients, separately_measured_models
+from fedkd.plan import counted_clients, listed_metrics, separately_measured_models
 from fedkd.report import FINAL_ACCURACIES, Interval, find_metric, paired_difference, read_stream_outcome
 from fedkd.scenario import Scenario, changed_keys, read_scenario, read_toml, result_relevant_keys, toml_value
 from fedkd.simulation.listing import aligned
@@ -48,13 +48,17 @@ TITLES = ("", "A", "B", "B − A", "better in B")
 
 @dataclass(frozen=True)
 class Compared:
-    """One figure of two runs: means over clients, paired difference B − A, clients better in B."""
+    """One figure of two runs: means over clients, paired difference B − A, clients better in B.
+
+    `plain` figures are no percentages.
+    """
 
     label: str
     ours: float | None
     theirs: float | None
     difference: Interval | None
     better: int = 0
+    plain: bool = False
 
 
 @dataclass(frozen=True)
@@ -145,14 +149,17 @@ def _scenario(folder: Path) -> Scenario:
 
 def _figures(folder: Path, scenario: Scenario) -> tuple[int, dict[str, dict[int, float]]]:
     rows, counted = read_metrics(folder), counted_clients(scenario)
+    listed = {key: (split, name) for split, name, key in listed_metrics(scenario)}
+    listed = listed if scenario.data.is_regression else {}
     keys = {(split, name): key for split, name, key in FINAL_ACCURACIES}
+    keys |= {place: key for key, place in listed.items()}
     of_models = _of_models(separately_measured_models(row["metric"] for row in rows))
     keys |= {place: label for label, place in of_models.items()}
     of_clients = [row for row in rows if row["client"] in counted and (row["split"], row["metric"]) in keys]
     last = max((row["round"] for row in of_clients), default=None)
     if last is None:
         raise UserError("no client has been evaluated yet", file=str(folder))
-    found: dict[str, dict[int, float]] = {key: {} for key in (*LABELS, *of_models)}
+    found: dict[str, dict[int, float]] = {key: {} for key in (*LABELS, *of_models, *listed)}
     for row in of_clients:
         if row["round"] == last and row["value"] is not None and row["client"] is not None:
             found[keys[row["split"], row["metric"]]][row["client"]] = row["value"]
@@ -175,12 +182,15 @@ def _of_models(names: Iterable[str]) -> dict[str, tuple[str, str]]:
 
 
 def _compared(name: str, ours: Mapping[int, float], theirs: Mapping[int, float]) -> Compared:
-    lower = name in OF_STREAMS and find_metric(name).better == "lower"
+    shown = find_metric(name)
+    is_accuracy = name in LABELS or name in OF_STREAMS or name.endswith(" model")
+    plain = not is_accuracy and shown.unit != "%"
+    lower = (plain or name in OF_STREAMS) and shown.better == "lower"
     shared = [client for client in ours if client in theirs]
     better = sum((theirs[c] < ours[c]) if lower else (theirs[c] > ours[c]) for c in shared)
-    label = LABELS.get(name) or name.replace("_", " ")
+    label = LABELS.get(name) or (name.replace("_", " ") if is_accuracy else shown.title)
     our_mean, their_mean = (sum(some.values()) / len(some) if some else None for some in (ours, theirs))
-    return Compared(label, our_mean, their_mean, paired_difference(theirs, ours), better)
+    return Compared(label, our_mean, their_mean, paired_difference(theirs, ours), better, plain)
 
 
 def _costs(folder: Path) -> dict[str, str]:
@@ -195,11 +205,22 @@ def _costs(folder: Path) -> dict[str, str]:
 
 def _cells(figure: Compared) -> tuple[str, ...]:
     told, better, difference = MISSING_VALUE, MISSING_VALUE, figure.difference
+    if figure.plain:
+        return _plain_cells(figure)
     if difference is not None:
         half = "" if difference.half is None else f" ± {100 * difference.half:.1f}"
         told = f"{format_points(difference.mean)}{half}"
         better = f"{figure.better} of {difference.seeds}"
     return figure.label, format_percent(figure.ours), format_percent(figure.theirs), told, better
+
+
+def _plain_cells(figure: Compared) -> tuple[str, ...]:
+    told, better, difference = MISSING_VALUE, MISSING_VALUE, figure.difference
+    if difference is not None:
+        half = "" if difference.half is None else f" ± {difference.half:.3g}"
+        told, better = f"{difference.mean:+.4g}{half}", f"{figure.better} of {difference.seeds}"
+    ends = (MISSING_VALUE if mean is None else f"{mean:.4g}" for mean in (figure.ours, figure.theirs))
+    return figure.label, *ends, told, better
 
 
 def _value(value: Any) -> str:

@@ -17,6 +17,7 @@ from fedkd.tracking import (
     SCENARIO_FILE,
     SUMMARY_FILE,
     format_duration,
+    format_mean,
     format_percent,
     html_table,
     is_locked,
@@ -44,6 +45,7 @@ class RunEntry:
     rounds: int | None = None
     accuracy_local: float | None = None  # mean over clients at the end, in [0, 1]; None before the end
     accuracy_global: float | None = None
+    others: tuple[str, str] | None = None  # in regression, another metric's means, as text
     seconds: float | None = None
     when: datetime | None = None  # time of the last write
 
@@ -151,9 +153,17 @@ def _entry(folder: Path) -> RunEntry:
         rounds=rounds,
         accuracy_local=(final.get("accuracy_local") or {}).get("mean"),
         accuracy_global=(final.get("accuracy_global") or {}).get("mean"),
+        others=_others(final, summary.get("metric")),
         seconds=summary.get("seconds") if done else None,
         when=_when(folder / SUMMARY_FILE if done else folder / METRICS_FILE),
     )
+
+
+def _others(final: Mapping[str, Any], metric: str | None) -> tuple[str, str] | None:
+    if metric is None or not final:
+        return None
+    means = [format_mean(final.get(f"{metric}_{split}"), metric) for split in ("local", "global")]
+    return f"{metric} {means[0]}", f"{metric} {means[1]}"
 
 
 def _bench_entry(folder: Path) -> RunEntry:
@@ -190,8 +200,7 @@ def _cells(entry: RunEntry, root: Path) -> tuple[str, ...]:
         entry.strategy,
         entry.status,
         MISSING_VALUE if entry.rounds is None else f"{finished}/{entry.rounds}",
-        format_percent(entry.accuracy_local),
-        format_percent(entry.accuracy_global),
+        *(entry.others or map(format_percent, (entry.accuracy_local, entry.accuracy_global))),
         MISSING_VALUE if entry.seconds is None else format_duration(entry.seconds),
         MISSING_VALUE if entry.when is None else f"{entry.when:%Y-%m-%d %H:%M}",
     )

@@ -12,6 +12,7 @@ from fedkd.tracking import (
     MetricRow,
     RunReport,
     closing_lines,
+    format_mean,
     format_percent,
     html_preformatted,
     html_table,
@@ -43,24 +44,29 @@ class RunResult:
 
     def __repr__(self) -> str:
         final = self.summary.get("final") or {}
-        found = {key: final.get(key) for key in ("accuracy_local", "accuracy_global")}
-        told = [f"{key}={format_percent(value['mean'])}" for key, value in found.items() if value is not None]
+        metric = self.summary.get("metric")
+        found = {key: final.get(key) for key in (f"{metric or 'accuracy'}_{s}" for s in ("local", "global"))}
+        told = [f"{key}={format_mean(value, metric)}" for key, value in found.items() if value is not None]
         return f"<RunResult {self.summary.get('name')}: {', '.join([*told, str(self.folder)])}>"
 
     def _repr_html_(self) -> str:
         def mean(over_clients: Mapping[str, Any] | None) -> str:
             if over_clients is None:
                 return format_percent(None)
+            if metric is not None:
+                return f"{format_mean(over_clients, metric)} ± {over_clients['std']:.3g}"
             return f"{format_percent(over_clients['mean'])} ± {100 * over_clients['std']:.1f}"
 
-        final = self.summary.get("final") or {}
+        final, metric = self.summary.get("final") or {}, self.summary.get("metric")
         parts = {"all clients": final} | dict(final.get("by_architecture") or {})
         if len(parts) == 2:  # a single architecture equals all clients
             parts = {"all clients": final}
         moments = [
-            f"{data}, {moment}" for data, _, _ in SHOWN for moment in ("before fusion", "after fusion")
+            f"{data.replace('accuracy', metric or 'accuracy')}, {moment}"
+            for data, _, _ in SHOWN
+            for moment in ("before fusion", "after fusion")
         ]
-        keys = [key for _, *both in SHOWN for key in both]
+        keys = [key.replace("accuracy", metric or "accuracy") for _, *both in SHOWN for key in both]
         rows = [[name, *(mean(found.get(key)) for key in keys)] for name, found in parts.items()]
         name, seed = self.summary.get("name"), self.summary.get("seed")
         title = f"<b>{escape(str(name))}</b>, seed {seed}, {self.summary.get('rounds')} rounds"

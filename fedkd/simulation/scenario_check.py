@@ -52,17 +52,23 @@ def check_plan(plan: Plan, progress: Callable[[str], None] | None = None) -> Ite
 
 
 def _try_metrics(plan: Plan, data: Data) -> None:
-    """Call every metric once on made-up probabilities; a bad one is a `UserError`."""
+    """Call every metric once on made-up predictions; a bad one is a `UserError`."""
     from fedkd.data import first_task
     from fedkd.randomness import numpy_generator
-    from fedkd.training import measure_metrics
 
-    classes = first_task(data).classes
-    logits = numpy_generator(plan.scenario.seed, "check").normal(size=(TRIED_SAMPLES, classes))
+    classes, scale = first_task(data).classes, first_task(data).scale
+    generator = numpy_generator(plan.scenario.seed, "check")
+    logits = generator.normal(size=(TRIED_SAMPLES, classes))
+    labels: np.ndarray = np.arange(TRIED_SAMPLES) % classes
+    made_up = f"probabilities [{TRIED_SAMPLES}, {classes}]"
+    if scale is not None:
+        targets = len(scale.names)
+        labels = generator.normal(size=(TRIED_SAMPLES, targets))
+        made_up = f"means and variances [{TRIED_SAMPLES}, 2, {targets}]"
     try:
-        measure_metrics(plan.metrics, logits, np.arange(TRIED_SAMPLES) % classes)
+        plan.task.measure(plan.metrics, logits, labels, scale)
     except (RuntimeError, TypeError, ValueError) as error:
-        told = f"{error} (tried on made-up probabilities [{TRIED_SAMPLES}, {classes}])"
+        told = f"{error} (tried on made-up {made_up})"
         raise UserError(told, key="metrics") from error
 
 

@@ -70,6 +70,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "format_before_after",
             "format_bytes",
             "format_duration",
+            "format_mean",
             "format_percent",
             "format_points",
             "format_time_left",

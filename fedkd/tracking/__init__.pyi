@@ -68,6 +68,7 @@ from .wording import count_noun as count_noun
 from .wording import format_before_after as format_before_after
 from .wording import format_bytes as format_bytes
 from .wording import format_duration as format_duration
+from .wording import format_mean as format_mean
 from .wording import format_percent as format_percent
 from .wording import format_points as format_points
 from .wording import format_time_left as format_time_left

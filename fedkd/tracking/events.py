@@ -32,7 +32,8 @@ class RoundReport:
     accuracy_before_fusion_global: float | None = None
     """The same before fusion, after local training."""
     fusion_gain: float | None = None
-    """Mean accuracy after fusion minus before, over the round's clients, in [-1, 1]."""
+    """Mean accuracy after fusion minus before, over the round's clients, in [-1, 1]. In regression,
+    improvement of the metric in its unit."""
     effective_neighbours: float | None = None
     """Mean effective number of clients that a client learned from."""
     train_loss: float | None = None
@@ -48,6 +49,8 @@ class RoundReport:
     named `metric/split/task`, e.g. `"accuracy_task_incremental/global/3"`."""
     task: int | None = None
     """Task of the round, from 0; None without a stream."""
+    metric: str = "accuracy"
+    """Metric that tables show; in regression its means are among `metrics`, and there is no accuracy."""
 
 
 @dataclass(frozen=True)

@@ -108,7 +108,9 @@ class RunTable(Display):
             tasks, others = [task] * with_task, [neighbours] * with_neighbours
             return [cells[0], *tasks, *cells[1:-3], *others, *cells[-3:]]
 
+        shown = visible[-1].metric
         for title in whole(COLUMNS, TASK_COLUMN, NEIGHBOURS_COLUMN):
+            title = title if shown == "accuracy" else str(title).replace("acc.", shown)
             table.add_column(title, justify="right", no_wrap=True)
         if visible[0].round > self._shown_from + 1:
             table.add_row("⋮")
@@ -230,14 +232,14 @@ def _notebook_console() -> Console:
 
 
 def _cells(report: RoundReport, clients: int) -> list[RenderableType]:
-    sign = wording.format_points(report.fusion_gain)
+    sign = wording.format_gain(report)
     colour = (
         {"+": "green", "-": "red"}.get(sign[0], "") if sign not in (wording.MISSING_VALUE, "+0.0 pt") else ""
     )
     return [
         f"{report.round}/{report.rounds}",
-        wording.format_before_after(report.accuracy_before_fusion_local, report.accuracy_local),
-        wording.format_before_after(report.accuracy_before_fusion_global, report.accuracy_global),
+        wording.before_after(report, "local"),
+        wording.before_after(report, "global"),
         Text(wording.gain(report, clients, of_all=False), style=colour),
         wording.format_bytes(report.bytes_up),
         wording.format_bytes(report.bytes_down),

@@ -103,13 +103,13 @@ class PlainProgress(PlainLines, Display):
         matrix, task, parts = self._matrix, report.task, []
         if matrix is not None and task is not None:
             parts = [f"task {task + 1:>{len(str(matrix.tasks))}}/{matrix.tasks}"]
-        own = wording.format_before_after(report.accuracy_before_fusion_local, report.accuracy_local)
-        common = wording.format_before_after(report.accuracy_before_fusion_global, report.accuracy_global)
+        named = "" if report.metric == "accuracy" else f"{report.metric} "
+        own, common = (wording.before_after(report, split) for split in ("local", "global"))
         parts = [
             f"round {report.round:>{len(str(report.rounds)) + 1}}/{report.rounds}",
             *parts,
-            f"local {own:>14}",
-            f"global {common:>14}",
+            f"local {named}{own:>14}",
+            f"global {named}{common:>14}",
             f"local gain {wording.gain(report, self._clients):>8}",
             f"neighbours {wording.count(report.effective_neighbours):>4}",
             f"up {wording.format_bytes(report.bytes_up):>8}",

@@ -23,6 +23,26 @@ def format_before_after(before: float | None, after: float | None) -> str:
     return f"{100 * before:.1f} → {format_percent(after)}"
 
 
+def before_after(report: RoundReport, split: str) -> str:
+    """Format the shown metric of a round on a split before and after fusion."""
+    if report.metric == "accuracy":
+        return format_before_after(
+            getattr(report, f"accuracy_before_fusion_{split}"), getattr(report, f"accuracy_{split}")
+        )
+    names = (f"{split}/{report.metric}_before_fusion", f"{split}/{report.metric}")
+    before, after = (report.metrics.get(name) for name in names)
+    if before is None or after is None or before == after:
+        return MISSING_VALUE if after is None else f"{after:.4g}"
+    return f"{before:.4g} → {after:.4g}"
+
+
+def format_gain(report: RoundReport) -> str:
+    """Format a fusion gain: points of accuracy, or the improvement of another metric in its unit."""
+    if report.metric == "accuracy" or report.fusion_gain is None:
+        return format_points(report.fusion_gain)
+    return f"{report.fusion_gain:+.3g}"
+
+
 def format_points(difference: float | None) -> str:
     """Format a difference of accuracies in percentage points: `+1.2 pt`."""
     # Adding 0.0 turns a rounded -0.0 into 0.0.
@@ -31,7 +51,7 @@ def format_points(difference: float | None) -> str:
 
 def gain(report: RoundReport, clients: int, *, of_all: bool = True) -> str:
     """Format a fusion gain, and its clients if not all took part: `-35.0 pt (10 of 200)`."""
-    text, guided = format_points(report.fusion_gain), report.metrics.get("train/guided_clients")
+    text, guided = format_gain(report), report.metrics.get("train/guided_clients")
     if report.fusion_gain is None or guided is None or guided == clients:
         return text
     return f"{text} ({guided:.0f}{f' of {clients}' * of_all})"
@@ -105,13 +125,15 @@ def closing_lines(report: RunReport) -> list[str]:
     final = report.summary.get("final") or {}
     lines = [_line("results", str(report.folder))]
     for split in ("local", "global"):
+        if report.summary.get("metric") is not None:
+            break  # in regression there is no accuracy
         found, before = (final.get(f"accuracy{moment}_{split}") for moment in ("", "_before_fusion"))
         lines.append(_line(f"{split} accuracy", _spread(found)))
         if before is not None and before != found:
             lines.append(_line("before fusion", _spread(before)))
         lines += _model_lines(final, split)
     lines += _metric_lines(final)
-    lines += _architecture_lines(final.get("by_architecture") or {})
+    lines += _architecture_lines(final.get("by_architecture") or {}, report.summary.get("metric"))
     lines += _continual_lines(report.summary.get("continual"))
     lines += _transferability_lines(report.summary.get("transferability"))
     up, down = final.get("bytes_up"), final.get("bytes_down")
@@ -190,14 +212,20 @@ def _metric_lines(final: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-def _architecture_lines(architectures: Mapping[str, Any]) -> list[str]:
-    """Return the mean accuracies of every architecture, if there are several."""
+def format_mean(over_clients: Mapping[str, Any] | None, metric: str | None) -> str:
+    """Format a mean over clients of accuracy (None), or of another metric."""
+    mean = (over_clients or {}).get("mean")
+    return format_percent(mean) if metric is None or mean is None else f"{mean:.4g}"
+
+
+def _architecture_lines(architectures: Mapping[str, Any], metric: str | None) -> list[str]:
+    """Return the mean accuracies, or the means of another metric, of several architectures."""
     if len(architectures) < 2:
         return []
     width, lines = max(map(len, architectures)), list[str]()
     for name, of in architectures.items():
         local, common = (
-            format_percent((of.get(f"accuracy_{s}") or {}).get("mean")) for s in ("local", "global")
+            format_mean(of.get(f"{metric or 'accuracy'}_{s}"), metric) for s in ("local", "global")
         )
         told = f"{name:<{width}}  {_clients(of['clients'])}  local {local:>7}  global {common:>7}"
         lines.append(_line("" if lines else "architectures", told))

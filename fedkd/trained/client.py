@@ -19,6 +19,7 @@ from fedkd.data import (
     FederatedStream,
     ProgressCallback,
     Statistics,
+    TargetScale,
     Transform,
     load_data,
 )
@@ -58,6 +59,7 @@ class TrainedClient:
     _answer: Callable[[np.ndarray], np.ndarray] = field(repr=False)
     _of_task: Callable[[int], TrainedClient] | None = field(default=None, repr=False)
     owner: str | None = None  # name of the samples' owner; None: the data name none
+    scale: TargetScale | None = None  # of the targets of regression, which `classes` names; None: classes
 
     def normalise(self, x: np.ndarray) -> np.ndarray:
         """Return samples ``[n, *input_shape]`` of the data set, normalised as in training."""
@@ -75,17 +77,29 @@ class TrainedClient:
         prototypes, iCaRL exemplars.
         """
         x = self.normalise(x)
-        return self._answer(x) if len(x) else np.zeros((0, len(self.classes)), dtype=np.float32)
+        outputs = len(self.classes) if self.scale is None else self.scale.outputs
+        return self._answer(x) if len(x) else np.zeros((0, outputs), dtype=np.float32)
+
+    def distributions(self, x: np.ndarray) -> np.ndarray:
+        """Return means and variances ``[n, 2, O]`` float64 of targets, in their unit; NaN: no variance."""
+        if self.scale is None:
+            raise UserError("the run has classes; use `probabilities`")
+        return self.scale.distributions(self.logits(x))
 
     def probabilities(self, x: np.ndarray) -> np.ndarray:
         """Return ``[n, C]`` float32, the softmax of `logits`."""
+        if self.scale is not None:
+            raise UserError("the run has no classes; use `distributions`")
         logits = self.logits(x).astype(np.float64)
         shifted = np.exp(logits - logits.max(axis=1, keepdims=True, initial=-np.inf))
         return (shifted / shifted.sum(axis=1, keepdims=True)).astype(np.float32)
 
     def predict(self, x: np.ndarray) -> np.ndarray:
-        """Return the likeliest class of every sample: ``[n]`` int64, indices into `classes`."""
-        return self.logits(x).argmax(axis=1)
+        """Return the likeliest class of every sample: ``[n]`` int64, indices into `classes`.
+
+        In regression: the mean of every target in its unit, ``[n, O]`` float64.
+        """
+        return self.logits(x).argmax(axis=1) if self.scale is None else self.distributions(x)[:, 0]
 
     def of_task(self, task: int) -> TrainedClient:
         """Return the client's model of a task that it has learned, with the task's effective weights."""
@@ -147,7 +161,8 @@ class TrainedRun:
             index=client.index,
             round=self.round,
             architecture=self.architectures[client.index],
-            classes=data.class_names,
+            classes=data.class_names if data.scale is None else data.scale.names,
+            scale=data.scale,
             input_shape=self.data.input_shape,
             normalisation=data.statistics,
             owner=data.owners[client.index] if data.owners else None,

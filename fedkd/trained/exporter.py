@@ -21,7 +21,7 @@ from torch import nn
 
 from fedkd import __version__
 from fedkd.data import Permutation, Rotation
-from fedkd.errors import UserError
+from fedkd.errors import UserError, refuse_if
 from fedkd.models import count_parameters
 from fedkd.storage import expand_path
 from fedkd.tracking import remove_leftovers
@@ -62,6 +62,8 @@ def export(
         UserError: There is no client to export, or `out` holds other files or cannot be written.
     """
     run = TrainedRun(folder, round, progress)
+    told = "exports have classes, but its data.task is 'regression'; fedkd.load_client loads its clients"
+    refuse_if(run.plan.scenario.data.is_regression, told, None, file=str(run.folder))
     target = expand_path(out, key="--out").absolute() if out else run.folder / FOLDER
     foreign = target.exists() and not (target / CLIENTS).is_file()
     if foreign and (not target.is_dir() or any(target.iterdir())):

@@ -23,13 +23,20 @@ AT_ONCE_BATCH_LAST = 128
 class Score:
     """Accuracy and mean cross entropy on labelled samples, nan without any; `correct` is `[n]`.
 
-    `metrics` are the other metrics of the scenario by name.
+    `metrics` are the other metrics of the scenario by name. `main` decides about gains, more is better; None:
+    the accuracy. In regression there is no accuracy.
     """
 
     accuracy: float
     loss: float
     correct: np.ndarray
     metrics: Mapping[str, float] = field(default_factory=dict)
+    main: float | None = None
+
+    @property
+    def quality(self) -> float:
+        """Value that gains compare; more is better."""
+        return self.accuracy if self.main is None else self.main
 
 
 def predict_in_batches(

@@ -4,6 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fedkd.data import LOG_VARIANCE
+
 
 def in_floats(outputs: Tensor) -> Tensor:
     """Return a model's outputs in float32; complex ones are a `TypeError`."""
@@ -48,6 +50,40 @@ def logits_mae(logits: Tensor, targets: Tensor) -> Tensor:
 def logits_mse(logits: Tensor, targets: Tensor) -> Tensor:
     """Return ``mean_ic (z_ic − t_ic)²`` of logits ``[B, C]``."""
     return F.mse_loss(in_floats(logits), targets.detach().float())
+
+
+def squared_error(outputs: Tensor, targets: Tensor) -> Tensor:
+    """Return ``mean (μ − y)²`` of outputs μ and targets y, ``[B, O]`` both."""
+    return F.mse_loss(in_floats(outputs), targets)
+
+
+def gaussian_nll(outputs: Tensor, targets: Tensor) -> Tensor:
+    """Return ``mean ½ [log σ² + (y − μ)²/σ²]`` of outputs (μ, log σ²) ``[B, 2·O]`` and y ``[B, O]``.
+
+    log σ² is clipped to [−8, 8] (`LOG_VARIANCE`).
+    """
+    mean, log_variance = _gaussian(outputs)
+    return 0.5 * (log_variance + (targets - mean).square() * torch.exp(-log_variance)).mean()
+
+
+def gaussian_kl(outputs: Tensor, guidance: Tensor) -> Tensor:
+    """Return ``mean KL(K ‖ N(μ, σ²))`` of outputs (μ, log σ²) and guidance K, ``[B, 2·O]`` both."""
+    mean, log_variance = _gaussian(outputs)
+    wanted, wanted_log_variance = _gaussian(guidance.detach())
+    squares = torch.exp(wanted_log_variance) + (wanted - mean).square()
+    return 0.5 * (log_variance - wanted_log_variance + squares * torch.exp(-log_variance) - 1.0).mean()
+
+
+def scaled_error(outputs: Tensor, guidance: Tensor) -> Tensor:
+    """Return ``mean (μ − K)²/(2σ̄²)`` of outputs (μ, log σ²) and guidance (K, log σ̄²), ``[B, 2·O]`` both."""
+    mean, _ = _gaussian(outputs)
+    wanted, log_variance = _gaussian(guidance.detach())
+    return 0.5 * ((mean - wanted).square() * torch.exp(-log_variance)).mean()
+
+
+def _gaussian(outputs: Tensor) -> tuple[Tensor, Tensor]:
+    mean, log_variance = in_floats(outputs).chunk(2, dim=1)
+    return mean, log_variance.clamp(*LOG_VARIANCE)
 
 
 FAR = -1e9

@@ -1,8 +1,11 @@
-"""Metrics of classification.
+"""Metrics of classification and of regression.
 
 A metric is a pure function of probabilities ``[n, C]`` float64 and true classes ``[n]`` int64, without units
 unless it says so. It is NaN where it is not defined. The predicted class is the most probable one. More is
 better of plug-ins, unless the function has an attribute `lower_is_better` that is true.
+
+In regression, it is a function of means and variances ``[n, 2, O]`` and of targets ``[n, O]``, float64 both
+and in the targets' unit. Variances are NaN with the head `mean`.
 """
 
 from collections.abc import Callable, Mapping
@@ -21,13 +24,20 @@ METRICS = Registry(
     "metric",
     {
         name: f"fedkd.training.metrics:{name}"
-        for name in ("accuracy", "macro_f1", "balanced_accuracy", "auroc", "ece", "nll", "brier")
+        for name in (
+            *("accuracy", "macro_f1", "balanced_accuracy", "auroc", "ece", "nll", "brier"),
+            *("mae", "rmse", "r2", "coverage"),
+        )
     },
     group="fedkd.metrics",
     aliases={"auc": "auroc", "log_loss": "nll", "brier_score": "brier"},
 )
 
+LOWER_IS_BETTER = frozenset({"ece", "nll", "brier", "mae", "rmse"})
+"""Built-in metrics of which less is better."""
 ECE_BINS = 15
+CENTRAL_90 = 1.6448536269514722
+"""Half width of the central 90 % interval, in standard deviations."""
 SMALLEST = float(np.finfo(np.float64).tiny)
 
 
@@ -88,8 +98,12 @@ def ece(probabilities: np.ndarray, targets: np.ndarray) -> float:
 def nll(probabilities: np.ndarray, targets: np.ndarray) -> float:
     """Return the mean negative log-likelihood of the targets, in nats; lower is better.
 
-    ``NLL = −(1 / n) Σ_i log p_i[y_i]``. A probability of 0 counts as the smallest normal float64.
+    ``NLL = −(1 / n) Σ_i log p_i[y_i]``. A probability of 0 counts as the smallest normal float64. In
+    regression it is that of the Gaussian density, ``mean ½ [log 2πσ² + (y − μ)²/σ²]``.
     """
+    if probabilities.ndim == 3:
+        mean, variance = probabilities[:, 0], probabilities[:, 1]
+        return float(0.5 * (np.log(2 * np.pi * variance) + (targets - mean) ** 2 / variance).mean())
     likelihood = probabilities[np.arange(len(targets)), targets]
     return float(-np.log(np.maximum(likelihood, SMALLEST)).mean())
 
@@ -102,6 +116,38 @@ def brier(probabilities: np.ndarray, targets: np.ndarray) -> float:
     """
     squares = (probabilities - np.eye(probabilities.shape[1])[targets]) ** 2
     return float(squares.sum(axis=1).mean())
+
+
+def mae(predictions: np.ndarray, targets: np.ndarray) -> float:
+    """Return the mean absolute error ``mean |μ − y|``, in the targets' unit; lower is better."""
+    return float(np.abs(predictions[:, 0] - targets).mean())
+
+
+def rmse(predictions: np.ndarray, targets: np.ndarray) -> float:
+    """Return the root mean squared error ``√mean (μ − y)²``, in the targets' unit; lower is better."""
+    return float(np.sqrt(((predictions[:, 0] - targets) ** 2).mean()))
+
+
+def r2(predictions: np.ndarray, targets: np.ndarray) -> float:
+    """Return ``1 − Σ (y − μ)² / Σ (y − ȳ)²``, at most 1, the mean over targets; higher is better.
+
+    It is NaN if a target is constant.
+    """
+    spread = ((targets - targets.mean(axis=0)) ** 2).sum(axis=0)
+    if not (spread > 0).all():
+        return nan
+    return float((1.0 - ((targets - predictions[:, 0]) ** 2).sum(axis=0) / spread).mean())
+
+
+def coverage(predictions: np.ndarray, targets: np.ndarray) -> float:
+    """Return the share of targets inside the central 90 % interval ``μ ± 1.645 σ``; 0.9 is right."""
+    half = CENTRAL_90 * np.sqrt(predictions[:, 1])
+    return float((np.abs(targets - predictions[:, 0]) <= half).mean())
+
+
+def lower_is_better(name: str, function: MetricFunction) -> bool:
+    """Return whether less is better of a metric, built-in or a plug-in."""
+    return name in LOWER_IS_BETTER or bool(getattr(function, "lower_is_better", False))
 
 
 def measure_metrics(
@@ -117,9 +163,15 @@ def measure_metrics(
     with np.errstate(invalid="ignore"):
         p = np.exp(z - z.max(axis=1, keepdims=True))
     p /= p.sum(axis=1, keepdims=True)
-    if not np.isfinite(p).all():
+    return measure_predictions(metrics, p, targets.astype(np.int64))
+
+
+def measure_predictions(
+    metrics: Mapping[str, MetricFunction], p: np.ndarray, y: np.ndarray
+) -> dict[str, float]:
+    """Return the value of each metric, by name, on the arrays that metrics get; p has at least one sample."""
+    if not np.isfinite(p if p.ndim == 2 else p[:, 0]).all():
         return dict.fromkeys(metrics, nan)
-    y = targets.astype(np.int64)
     p.flags.writeable = y.flags.writeable = False
     return {name: _number(name, function, p, y) for name, function in metrics.items()}
 

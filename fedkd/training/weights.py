@@ -48,12 +48,17 @@ def frozen_copy(model: nn.Module, weights: Mapping[str, np.ndarray]) -> nn.Modul
 
 
 def gradient_function(
-    network: nn.Module, model: nn.Module, of: Sequence[str], inputs: Tensor, labels: Tensor
+    network: nn.Module,
+    model: nn.Module,
+    of: Sequence[str],
+    inputs: Tensor,
+    labels: Tensor,
+    loss_of: Callable[[Tensor, Tensor], Tensor] = cross_entropy,
 ) -> Gradient:
-    """Return a function for the gradient of a network's cross entropy in the weights `of`.
+    """Return a function for the gradient of a network's mean loss in the weights `of`.
 
-    Every call sets these weights. `model` computes logits of `inputs` ``[n, *input_shape]`` with the network;
-    `labels` are ``[n]`` int64.
+    Every call sets these weights. `model` computes outputs of `inputs` ``[n, *input_shape]`` with the
+    network; `loss_of` compares them with `labels` ``[n]``.
     """
     named = dict(network.named_parameters())
     wanted = [named[name].requires_grad_() for name in of]
@@ -64,7 +69,7 @@ def gradient_function(
             for name, parameter in zip(of, wanted, strict=True):
                 parameter.copy_(torch.from_numpy(np.array(values[name])))
         with torch.enable_grad():
-            loss = cross_entropy(model(inputs.index_select(0, index)), labels.index_select(0, index))
+            loss = loss_of(model(inputs.index_select(0, index)), labels.index_select(0, index))
             found = torch.autograd.grad(loss, wanted, materialize_grads=True)
         return float(loss.detach()), tensors_to_arrays(dict(zip(of, found, strict=True)))
 

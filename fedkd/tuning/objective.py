@@ -34,6 +34,9 @@ def check_metric(name: str) -> None:
 
 def check_metric_of(name: str, scenario: Scenario) -> None:
     """Refuse a metric that the scenario's runs do not have."""
+    if scenario.data.is_regression:
+        told = f"'{name}' is an accuracy, which runs with data.task = 'regression' lack; use a bench"
+        raise UserError(told, key="metric")
     protocol = name.removeprefix(PREFIX).removeprefix(AVERAGE)
     if protocol not in PROTOCOLS:
         return

@@ -162,7 +162,7 @@ CASES: dict[str, tuple[str, bytes | None, dict[str, Any], tuple[str, ...]]] = {
         (
             "data.args.columns.label",
             "column 'label'",
-            "looks like a quantity, and only classification is there",
+            'looks like a quantity: set data.task = "regression"',
         ),
     ),
     "many labels": (

@@ -95,6 +95,21 @@ SCENARIOS: dict[str, dict[str, Any]] = {
         "faults": {"poisoned": 0.25, "poison": "imitation"},
         "measure": {"transferability": {"rounds": [1, 3]}},
     },
+    # Gaussian predictions of a numeric target, whose clients train together.
+    "regression": BASE
+    | {
+        "data": {
+            "dataset": "diabetes",
+            "task": "regression",
+            "clients": 4,
+            "partition": {"alpha": 1.0, "bins": 5},
+            "transfer": {"size": 60},
+        },
+        "metrics": ["rmse", "mae", "r2", "nll", "coverage"],
+        "clients": [{"model": "mlp", "args": {"hidden": [12], "dropout": 0.2}}],
+        "training": BASE["training"] | {"executor": "vectorised"},
+        "fusion": {key: value for key, value in BASE["fusion"].items() if key != "beta"},
+    },
     # Clients of one architecture that train together: who with whom does not depend on the processes.
     "together": BASE
     | {
@@ -232,7 +247,7 @@ def test_ray_equals_one_process(inline, tmp_path, ray_session):
 
 ON_SHARED_ACTORS = [
     *("mixed", "averaged", "centralized", "measured", "buffered", "banked", "peers"),
-    *("orthogonal", "masks", "streamed"),
+    *("orthogonal", "masks", "streamed", "regression"),
 ]
 
 

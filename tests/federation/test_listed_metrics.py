@@ -232,5 +232,6 @@ def test_a_bench_ranks_by_the_direction_of_each_metric(write, digits_scenario, t
 def test_the_command_line_lists_metrics(capsys):
     assert main(["list", "metrics"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in lines] == ["accuracy", *BUILT_IN, '"mod:function"']
+    of_regression = ["mae", "rmse", "r2", "coverage"]
+    assert [line.split()[0] for line in lines] == ["accuracy", *BUILT_IN, *of_regression, '"mod:function"']
     assert main(["list", "metrics", "ece"]) == 0

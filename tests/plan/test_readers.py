@@ -41,6 +41,8 @@ Beside = dict[str, Any]
 EXAMPLES: list[tuple[str, Any, Beside, Beside]] = [
     ("data.root", "sets", {}, {"data.dataset": "mnist"}),
     ("data.partition.alpha", 0.5, {SCHEME: "iid"}, {SCHEME: "quantity"}),
+    ("data.head", "mean", {}, {"data.task": "regression", "data.dataset": "diabetes"}),
+    ("data.partition.bins", 5, {}, {"data.task": "regression", "data.dataset": "diabetes"}),
     ("data.partition.shards_per_client", 2, {SCHEME: "dirichlet"}, {SCHEME: "shards"}),
     ("data.partition.samples_per_client", 50, {SCHEME: "natural"}, {SCHEME: "circle"}),
     ("data.partition.replacement", True, {SCHEME: "shards"}, {SCHEME: "iid"}),

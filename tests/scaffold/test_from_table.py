@@ -45,6 +45,13 @@ def write(folder: Path, text: str, *words: str) -> dict[str, Any]:
     return tomllib.loads(file.read_text())
 
 
+def test_a_quantity_named_like_a_label_is_a_target(tmp_path):
+    draw = np.random.default_rng(1)
+    found = write(tmp_path, visits(diagnosis=["ill"] * 240, target=draw.normal(size=240).round(3)))
+    assert found["data"]["task"] == "regression"
+    assert found["data"]["args"]["columns"]["label"] == "target"
+
+
 def test_columns_get_the_roles_that_they_look_like(tmp_path, capsys):
     found = write(tmp_path, visits())
     said = capsys.readouterr().out

@@ -234,3 +234,26 @@ def test_the_terminal_is_restored_when_the_run_raises():
     text = out.getvalue()
     assert text.count(HIDE_CURSOR) == text.count(SHOW_CURSOR) == 1
     assert text.rindex(SHOW_CURSOR) > text.rindex("1/12")
+
+
+def test_regression_shows_its_metric_and_no_percentages():
+    means = {
+        "local/rmse": 57.866,
+        "local/rmse_before_fusion": 62.947,
+        "global/rmse": 58.1,
+        "global/rmse_before_fusion": 58.1,
+    }
+    nothing = dict.fromkeys(("accuracy_local", "accuracy_before_fusion_local", "accuracy_global",
+                             "accuracy_before_fusion_global"))  # fmt: skip
+    report = _report(3, **nothing, metric="rmse", metrics=means, fusion_gain=5.081)
+    plain, live = io.StringIO(), Console(file=io.StringIO(), width=110, force_terminal=True, record=True)
+    with PlainProgress(plain) as progress:
+        progress.run_started(SCENARIO, FOLDER, 0)
+        progress.round_finished(report)
+    assert "local rmse  62.95 → 57.87  global rmse           58.1  local gain    +5.08" in plain.getvalue()
+    with LiveProgress(live) as progress:
+        progress.run_started(SCENARIO, FOLDER, 0)
+        progress.round_finished(report)
+    text = live.export_text()
+    assert "local rmse" in text and "62.95 → 57.87" in text and "+5.08" in text and "acc." not in text
+    assert "%" not in plain.getvalue() + text

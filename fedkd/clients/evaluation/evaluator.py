@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -14,7 +13,7 @@ from torch import nn
 from fedkd.clients.evaluation.fusion_effect import SPLITS, Split
 from fedkd.clients.local.network_trainer import NetworkTrainer
 from fedkd.fusion import Arrays, aux_networks_of, objective_of
-from fedkd.training import Score, measure_metrics, score
+from fedkd.training import Score, score
 
 if TYPE_CHECKING:
     from fedkd.clients.client import Client
@@ -36,7 +35,8 @@ class Evaluator:
         """
         x, y = self._tests(split, round)
         logits = self.answer(x) if len(y) else np.empty((0, self._client.classes))
-        return replace(score(logits, y), metrics=measure_metrics(self._client.plan.metrics, logits, y))
+        plan = self._client.plan
+        return plan.task.measure(plan.metrics, logits, y, self._client.data.scale)
 
     def _tests(self, split: Split, round: int | None) -> tuple[np.ndarray, np.ndarray]:
         data, plan = self._client.data, self._client.plan
@@ -136,7 +136,8 @@ class Evaluator:
 
     def fidelity(self, round: int, after: Score) -> dict[str, float]:
         """Return the agreement with the guidance, given the score on the common test set after it."""
-        return self._client.effect.fidelity(round, after.correct, self._follow)
+        follow = self._follow if self._client.plan.task.counts else None
+        return self._client.effect.fidelity(round, after.correct, follow)
 
     def _follow(self, guidance: Arrays) -> tuple[np.ndarray, np.ndarray] | None:
         """Return the logits on the samples of guidance, and its target probabilities; None: no targets."""

@@ -44,13 +44,13 @@ class GuidanceEffect:
         self._round, self._models_before = round, dict(models)
         self._before, self._metrics_before = dict.fromkeys(SPLITS, nan), {}
         if scores is not None:
-            self._before = {split: score.accuracy for split, score in scores.items()}
+            self._before = {split: score.quality for split, score in scores.items()}
             self._metrics_before = {
                 f"{name}_{split}": value
                 for split, score in scores.items()
                 for name, value in score.metrics.items()
             }
-            self._correct_before = scores["global"].correct
+            self._correct_before = scores["global"].correct if scores["global"].main is None else None
         if replaces:
             self._correct_before = None
 
@@ -65,17 +65,17 @@ class GuidanceEffect:
         """Forget guidance after further training."""
         self._followed = self._correct_before = None
 
-    def before_and_after(self, round: int, split: Split, accuracy: float) -> dict[str, float]:
-        """Return the metrics of a split before and after fusion, given the accuracy after it.
+    def before_and_after(self, round: int, split: Split, quality: float) -> dict[str, float]:
+        """Return the metrics of a split before and after fusion, given the score's quality after it.
 
         `accuracy_before_fusion` equals `accuracy` if nothing has changed the model since. `fusion_gain` is
         NaN for a client without guidance in this round.
         """
         guided = self._round == round
         changed = guided and not isnan(self._before[split])
-        trained = self._before[split] if changed else accuracy
-        gain = accuracy - trained if guided else nan
-        return {"accuracy_before_fusion": trained, "accuracy": accuracy, "fusion_gain": gain}
+        trained = self._before[split] if changed else quality
+        gain = quality - trained if guided else nan
+        return {"accuracy_before_fusion": trained, "accuracy": quality, "fusion_gain": gain}
 
     def before_and_after_of(self, round: int, name: str, split: Split, accuracy: float) -> dict[str, float]:
         """Return the accuracy of one of several models before and after fusion, by metric name."""
@@ -98,18 +98,18 @@ class GuidanceEffect:
         self,
         round: int,
         correct: np.ndarray,
-        follow: Callable[[Arrays], tuple[np.ndarray, np.ndarray] | None],
+        follow: Callable[[Arrays], tuple[np.ndarray, np.ndarray] | None] | None,
     ) -> dict[str, float]:
         """Return the agreement with the round's guidance, and the flips that it caused; once per guidance.
 
         Flips are on the common test set, of which `correct` are the right answers now. The agreement is on
-        the transfer set; `follow` returns logits and target probabilities `[K, C]`, or None without targets.
-        Metrics without anything to measure are NaN.
+        the transfer set; `follow` returns logits and target probabilities `[K, C]`, or None without targets;
+        it is None without classes. Metrics without anything to measure are NaN.
         """
         measured = dict.fromkeys(("agreement", "guidance_kl", "positive_flips", "negative_flips"), nan)
         guidance, before = self._followed, self._correct_before
         self.forget()
-        if guidance is None or self._round != round:
+        if guidance is None or self._round != round or follow is None:
             return measured
         if before is not None:
             turned = prediction_flips(before, correct)

@@ -27,9 +27,9 @@ from fedkd.training import (
     TrainingHits,
     TrainJob,
     count_correct,
-    cross_entropy,
     load_weights,
     majority_class_count,
+    task_of,
     weights_of,
 )
 
@@ -54,7 +54,8 @@ class CentralizedModel(SharedModel):
         self._scenario, self._first = scenario, first
         self._initial = weights_of(network)
         self._rounds, self._loss = 0, nan
-        self._guessing = majority_class_count(samples[1].cpu())
+        self._task = task_of(scenario.data)
+        self._guessing = majority_class_count(samples[1].cpu()) if self._task.counts else 0
         self.last_hits: TrainingHits | None = None
 
     def advance(self, round: int) -> Training[float]:
@@ -78,16 +79,23 @@ class CentralizedModel(SharedModel):
         return TrainJob(
             self.network,
             self.samples,
-            _loss,
+            self._loss_of_batch,
             round_optimizer(scenario, training.lr, round),
             training.local_epochs,
             training.batch_size,
             generator=torch_generator(scenario.seed, "train-batches", **draws),
             seed=derive_seed(scenario.seed, "train", **draws),
             autocast=training.autocast,
-            scored_loss=_scored_loss,
+            scored_loss=self._scored_loss if self._task.counts else None,
             guessing=self._guessing,
         )
+
+    def _loss_of_batch(self, model: nn.Module, inputs: Tensor, labels: Tensor) -> Tensor:
+        return self._task.loss(model(inputs), labels)
+
+    def _scored_loss(self, model: nn.Module, inputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        logits = model(inputs)
+        return self._task.loss(logits, labels), count_correct(logits, labels)
 
     def state(self) -> dict[str, np.ndarray]:
         progress = {ROUNDS: np.array(self._rounds, np.int64), LOSS: np.array(self._loss, np.float64)}
@@ -98,15 +106,6 @@ class CentralizedModel(SharedModel):
         if int(arrays[ROUNDS]) > self._rounds:
             load_weights(self.network, strip_prefix(WEIGHTS, arrays))
             self._rounds, self._loss = int(arrays[ROUNDS]), float(arrays[LOSS])
-
-
-def _loss(model: nn.Module, inputs: Tensor, labels: Tensor) -> Tensor:
-    return cross_entropy(model(inputs), labels)
-
-
-def _scored_loss(model: nn.Module, inputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    logits = model(inputs)
-    return cross_entropy(logits, labels), count_correct(logits, labels)
 
 
 def first_alike(groups: Sequence[ClientGroup], client: int) -> int:

@@ -9,7 +9,7 @@ import numpy as np
 from fedkd.clients.draws import Draws
 from fedkd.clients.local_samples import LocalSamples
 from fedkd.clients.trainer import MODEL, Trained, Trainee
-from fedkd.models import EstimatorModel, IncrementalModel
+from fedkd.models import EstimatorModel, IncrementalModel, RegressorModel
 from fedkd.plan import Plan
 from fedkd.storage import add_prefix, strip_prefix
 from fedkd.training import Training, TrainingHits, limit_all_threads, majority_class_count, score
@@ -20,8 +20,11 @@ TRAINED_ROUND = "trained_round"
 class EstimatorTrainer:
     """Fits an estimator, and refits it when guidance arrives (see `fedkd.models.estimator`)."""
 
-    def __init__(self, plan: Plan, index: int, samples: LocalSamples, model: EstimatorModel) -> None:
+    def __init__(
+        self, plan: Plan, index: int, samples: LocalSamples, model: EstimatorModel | RegressorModel
+    ) -> None:
         self.model = model
+        self._plan = plan
         self._strategy, self._samples = plan.strategy, samples
         self._distils = plan.scenario.fusion.distill_epochs > 0
         self._draws = Draws(plan.scenario.seed, index)
@@ -43,6 +46,9 @@ class EstimatorTrainer:
             return Trained(nan)
         self._trained_round = client.round
         self._fit(client, x, y)
+        if self._samples.data.scale is not None:
+            metrics, scale = self._plan.metrics, self._samples.data.scale
+            return Trained(self._plan.task.measure(metrics, self.predict(x), y, scale).loss)
         found = score(self.predict(x), y)
         return Trained(found.loss, TrainingHits(int(found.correct.sum()), len(y), majority_class_count(y)))
 

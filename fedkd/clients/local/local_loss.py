@@ -85,6 +85,7 @@ class LocalLoss:
         taught: Term of guidance.
         with_features: True if that term, or the strategy's own loss, needs the model's features.
         step: The strategy's own loss in place of cross entropy and guidance; it gets the samples' indices.
+        of_task: Loss of the task in place of the cross entropy.
     """
 
     proximal: ProximalTerm | None = None
@@ -92,6 +93,7 @@ class LocalLoss:
     with_features: bool = False
     rehearsed: Rehearsed | None = None
     step: LocalStep | None = None
+    of_task: Callable[[Tensor, Tensor], Tensor] = cross_entropy
 
     @property
     def constants(self) -> Sequence[Tensor]:
@@ -128,7 +130,7 @@ class LocalLoss:
             told = self.step(LocalBatch(model, index, inputs, labels, logits, flat))
             value, logits = told if isinstance(told, tuple) else (told, logits)
         else:
-            value = cross_entropy(logits, labels)
+            value = self.of_task(logits, labels)
             if self.taught is not None:
                 value = value + self.taught(logits, flat, labels)
         if extra is not None:

@@ -28,7 +28,6 @@ from fedkd.training import (
     LrSchedule,
     OptimizerSpec,
     TrainJob,
-    cross_entropy,
     declares_recordable,
     kd_kl,
     majority_class_count,
@@ -69,6 +68,7 @@ class TrainJobs:
         self._network, self._auxiliaries = network, auxiliaries
         self._draws = Draws(plan.scenario.seed, index)
         self._device = next(network.parameters()).device
+        self._task = plan.task
 
     def on_device(self, array: np.ndarray) -> Tensor:
         return prepare_inputs(array, self._device)
@@ -98,8 +98,8 @@ class TrainJobs:
             accumulate=training.accumulate,
             early_stopping=self._early_stopping(),
             optimizer_state=optimizer_state,
-            scored_loss=loss.scored,
-            guessing=majority_class_count(y),
+            scored_loss=loss.scored if self._task.counts else None,
+            guessing=majority_class_count(y) if self._task.counts else 0,
             kind=self._kind("train", proximal_mu, weight) if alike else None,
             replayable=loss.own_alone,
             constants=loss.constants,
@@ -118,7 +118,7 @@ class TrainJobs:
         step = objective_of(strategy).local_step(client, kept)
         shaped = taught is not None or step is not None
         with_features = shaped and "features" in strategy.capabilities.needs
-        return LocalLoss(proximal, taught, with_features, rehearsed, step)
+        return LocalLoss(proximal, taught, with_features, rehearsed, step, self._task.loss)
 
     def _rehearsal(self, client: Trainee) -> Rehearsed | None:
         """Return the rehearsed batches of a round: the last guidance, or samples of the strategy."""
@@ -168,16 +168,16 @@ class TrainJobs:
             return None
         x, y = self._samples.kept_apart()
         arrays = (self.on_device(x), self.on_device(y))
-        return EarlyStopping(arrays, cross_entropy, wanted.patience) if len(y) else None
+        return EarlyStopping(arrays, self._task.loss, wanted.patience) if len(y) else None
 
     def pretraining(self) -> TrainJob:
         """Return the job of training on the labelled transfer set."""
-        training, data = self._scenario.training, self._samples.data
+        training, data, task = self._scenario.training, self._samples.data, self._task
         assert data.public_y is not None
         return TrainJob(
             self._network,
             (self.on_device(data.transfer_x), self.on_device(data.public_y)),
-            lambda model, inputs, labels: cross_entropy(model(inputs), labels),
+            lambda model, inputs, labels: task.loss(model(inputs), labels),
             round_optimizer(self._scenario, training.lr, 1),
             self._strategy.capabilities.pretrain_epochs,
             training.batch_size,
@@ -192,7 +192,7 @@ class TrainJobs:
     def distillation(self, targets: np.ndarray, samples: np.ndarray | None, round: int) -> TrainJob:
         """Return the job of distilling targets `[K, C]` of transfer samples `[K]`; None: of all."""
         fusion, strategy, data = self._scenario.fusion, self._strategy, self._samples.data
-        gamma = self._plan.recipe.ce_weight
+        gamma, task = self._plan.recipe.ce_weight, self._task
         transfer_x = data.transfer_x if samples is None else data.transfer_x[samples]
         arrays = [self.on_device(transfer_x), self.on_device(np.asarray(targets, dtype=np.float32))]
         relations = fusion.relations
@@ -208,7 +208,7 @@ class TrainJobs:
                 value = value + relation_loss(relations, features.flatten(1), others[0])
             if private:
                 own_inputs, labels = private
-                value = value + gamma * cross_entropy(model(own_inputs), labels)
+                value = value + gamma * task.loss(model(own_inputs), labels)
             return value
 
         if gamma > 0.0:

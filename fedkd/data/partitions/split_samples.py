@@ -14,10 +14,11 @@ from fedkd.data.partitions.replacement import draw_with_replacement
 from fedkd.data.partitions.schemes import deal_by_owner, partition
 from fedkd.data.partitions.stratified import held_out_split, local_split, stratified_choice
 from fedkd.data.registry import PARTITIONS
+from fedkd.data.targets import BINS, target_bins
 from fedkd.data.transfer import draw_holdout
 from fedkd.errors import refuse_if
 from fedkd.randomness import numpy_generator
-from fedkd.scenario import Scenario
+from fedkd.scenario import Partition, Scenario
 
 Bounds = tuple[int, int]  # start and stop of a client's samples
 
@@ -62,7 +63,12 @@ def split_samples(
     splits: list[tuple[np.ndarray, np.ndarray]] = []
     if data.partition.replacement:
         drawn = draw_with_replacement(
-            train_y[free], data.clients, data.partition, data.test_fraction, seed, task=task
+            _classes(train_y[free], data.partition),
+            data.clients,
+            data.partition,
+            data.test_fraction,
+            seed,
+            task=task,
         )
         splits = [(free[train], free[test]) for train, test in drawn]
     else:
@@ -95,6 +101,11 @@ def split_samples(
     )
 
 
+def _classes(labels: np.ndarray, scheme: Partition) -> np.ndarray:
+    """Return what schemes take for classes [n]: labels, or quantile bins of the first target."""
+    return target_bins(labels, scheme.bins or BINS) if labels.dtype.kind == "f" else labels
+
+
 def _hold_out(
     labels: np.ndarray, scenario: Scenario, written: Sequence[np.ndarray] | None, task: int | None
 ) -> np.ndarray:
@@ -117,5 +128,6 @@ def _shards(
         of_free = None if dataset.owners is None else dataset.owners[free]
         return deal_by_owner(of_free, data.clients, data.partition, seed, task=task)
     if data.partition.scheme in PARTITIONS.builtin:
-        return partition(labels[free], data.clients, data.partition, seed, task=task)
+        own = _classes(labels[free], data.partition)
+        return partition(own, data.clients, data.partition, seed, task=task)
     return plugged_partition(labels[free], data.clients, data.partition, seed, search, task=task)

@@ -19,7 +19,12 @@ def apportion(weights: np.ndarray, total: int, rng: np.random.Generator | None =
 
 
 def stratified_choice(labels: np.ndarray, size: int, rng: np.random.Generator) -> np.ndarray:
-    """Choose `size` of samples [n] by class share, as [n] bool; the rest keeps all classes if possible."""
+    """Choose `size` of samples [n] by class share, as [n] bool; the rest keeps all classes if possible.
+
+    Samples with real targets are drawn uniformly.
+    """
+    if labels.dtype.kind == "f":
+        labels = np.zeros(len(labels), dtype=np.int64)
     counts = np.bincount(labels)
     plural = np.where(counts > 1, counts, 0)
     # Half of a class of two is the most that leaves both sides a sample.

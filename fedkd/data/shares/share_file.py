@@ -99,6 +99,7 @@ def write_share(folder: Path, share: Share) -> None:
     parts: list[_Part] = []
     stream = share.data if isinstance(share.data, FederatedStream) else None
     for place, part in enumerate(share.parts):
+        refuse_if(part.scale is not None, "shares of a deployment need data.task = 'classification'", None)
         assert part.statistics is not None
         labels = [name for name in ("transfer_y", "foreign_y") if getattr(part, name) is not None]
         kept = {name: getattr(part, name) for name in (*REQUIRED, *labels)}

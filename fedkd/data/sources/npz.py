@@ -41,6 +41,7 @@ def load(request: SourceRequest) -> Dataset:
         "owners": arrays.get("owners"),
         "kind": args["kind"],
         "integers": request.integers,
+        "regression": request.regression,
         "key": KEY,
     }
     if all(name in arrays for name in SPLIT):

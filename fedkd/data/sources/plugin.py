@@ -28,7 +28,8 @@ def call(function: Callable[..., Any], request: SourceRequest) -> Dataset:
         result = function(**args)
     arrays, others = _unpack(result, request.name)
     others |= {} if kind is None else {"kind": kind}
-    return dataset_from_arrays(request.name, *arrays, **others, integers=request.integers, key="data.dataset")
+    others |= {"integers": request.integers, "regression": request.regression}
+    return dataset_from_arrays(request.name, *arrays, **others, key="data.dataset")
 
 
 def _unpack(result: Any, name: str) -> tuple[list[Any], dict[str, Any]]:

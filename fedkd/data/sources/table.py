@@ -13,7 +13,13 @@ from fedkd.data.dataset import Dataset, dataset_from_arrays
 from fedkd.data.memory_budget import check_memory_budget
 from fedkd.data.partitions.stratified import own_test_split
 from fedkd.data.request import ProgressCallback, SourceRequest
-from fedkd.data.sources.table_file import MAX_CATEGORIES, clean_column, read_table_file, whole_numbers
+from fedkd.data.sources.table_file import (
+    MAX_CATEGORIES,
+    NUMBER,
+    clean_column,
+    read_table_file,
+    whole_numbers,
+)
 from fedkd.errors import MAX_LISTED_ITEMS, UserError, did_you_mean, refuse_if
 
 if TYPE_CHECKING:
@@ -31,7 +37,8 @@ def load(request: SourceRequest) -> Dataset:
     `columns` names the columns: `label`, which is required; `features`, by default "rest", all others;
     `client`, the owners for the partition scheme `natural`; `split`, with the values train and test;
     `ignore`; and `categorical`, the features whose numbers are categories. Without `split` a share of every
-    class is the test split (`test_share`, `split_seed`).
+    class is the test split (`test_share`, `split_seed`). In regression, `label` is a numeric column, or a
+    list of them.
 
     Text, booleans and dictionaries are categories: one column of zeros and ones for each value in the file,
     sorted. Missing values are refused, or `missing` says what becomes of them: "drop" leaves their rows out;
@@ -42,9 +49,13 @@ def load(request: SourceRequest) -> Dataset:
     refuse_if(args["missing"] not in (None, "mean", "drop"), told, "data.args.missing")
     path = request.path(args["path"])
     table = read_table_file(path)
-    roles = read_roles(args["columns"] or {}, table.column_names)
+    roles = read_roles(args["columns"] or {}, table.column_names, several_labels=request.regression)
     frame = _complete(_clean(table, roles, path), roles, args["missing"], path, request.progress)
-    labels, classes = _labels(frame[roles.label], f"{path.name}: column '{roles.label}'")
+    labels: np.ndarray
+    if request.regression:
+        labels, classes = _targets(frame, roles, path), list(roles.labels)
+    else:
+        labels, classes = _labels(frame[roles.labels[0]], f"{path.name}: column '{roles.labels[0]}'")
     if roles.split is None:
         test = own_test_split(labels, args["test_share"], args["split_seed"])
     else:
@@ -59,6 +70,7 @@ def load(request: SourceRequest) -> Dataset:
         *(x[~test], labels[~test], x[test], labels[test]),
         class_names=classes,
         owners=owners,
+        regression=request.regression,
         key="data.args",
     )
 
@@ -67,7 +79,7 @@ def load(request: SourceRequest) -> Dataset:
 class Roles:
     """The columns of a table by what they are for."""
 
-    label: str
+    labels: tuple[str, ...]  # one; in regression, the targets
     client: str | None
     split: str | None
     features: tuple[str, ...]
@@ -76,16 +88,17 @@ class Roles:
     @property
     def others(self) -> tuple[str, ...]:
         """The columns that are not features."""
-        return tuple(name for name in (self.label, self.client, self.split) if name is not None)
+        return (*self.labels, *(name for name in (self.client, self.split) if name is not None))
 
 
-def read_roles(columns: Mapping[str, Any], known: list[str]) -> Roles:
+def read_roles(columns: Mapping[str, Any], known: list[str], *, several_labels: bool = False) -> Roles:
     """Check `data.args.columns` against the names that a table has."""
     there = set(known)
     for key, value in columns.items():
         told = f"unknown key; {did_you_mean(key, (*NAMES, *LISTS))}"
         refuse_if(key not in (*NAMES, *LISTS), told, f"{KEY}.{key}")
-        named = [value] if key in NAMES else [] if (key, value) == ("features", "rest") else value
+        is_list = key not in NAMES or (several_labels and key == "label" and isinstance(value, list))
+        named = [] if (key, value) == ("features", "rest") else value if is_list else [value]
         fits = isinstance(named, list) and all(isinstance(name, str) for name in named)
         told = f"must be {'the name of a column' if key in NAMES else 'a list of columns'}, got {value!r}"
         refuse_if(not fits, told, f"{KEY}.{key}")
@@ -95,24 +108,26 @@ def read_roles(columns: Mapping[str, Any], known: list[str]) -> Roles:
     listed = ", ".join(known[:MAX_LISTED_ITEMS]) + ", …" * (len(known) > MAX_LISTED_ITEMS)
     told = f"must name the column with the classes; the table has {listed}"
     refuse_if("label" not in columns, told, f"{KEY}.label")
-    roles = [columns[key] for key in NAMES if key in columns]
+    labels = columns["label"] if isinstance(columns["label"], list) else [columns["label"]]
+    refuse_if(not labels, "must name the columns of the targets", f"{KEY}.label")
+    roles = [*labels, *(columns[key] for key in NAMES[1:] if key in columns)]
     told = f"label, client and split must be different columns, got {', '.join(roles)}"
     refuse_if(len(set(roles)) < len(roles), told, KEY)
     features, out = columns.get("features", "rest"), {*roles, *columns.get("ignore", ())}
     if features == "rest":
         features = [name for name in known if name not in out]
     told = "must not hold the label or the split"
-    refuse_if({columns["label"], columns.get("split")} & set(features), told, f"{KEY}.features")
+    refuse_if({*labels, columns.get("split")} & set(features), told, f"{KEY}.features")
     refuse_if(not features, "leaves no column to learn from", f"{KEY}.features")
     categorical = columns.get("categorical", [])
     refuse_if(not set(categorical) <= set(features), "must be features", f"{KEY}.categorical")
-    label, client, split = (columns.get(key) for key in NAMES)
-    return Roles(str(label), client, split, tuple(features), tuple(categorical))
+    client, split = (columns.get(key) for key in NAMES[1:])
+    return Roles(tuple(labels), client, split, tuple(features), tuple(categorical))
 
 
 def _clean(table: pa.Table, roles: Roles, path: Path) -> dict[str, pa.ChunkedArray]:
     kinds = dict.fromkeys(roles.features, "most") | dict.fromkeys(roles.categorical, "none")
-    kinds |= {name: "all" if name == roles.label else "none" for name in roles.others}
+    kinds |= {name: "all" if name in roles.labels else "none" for name in roles.others}
     cleaned = {name: clean_column(table, name, path, numbers=kind) for name, kind in kinds.items()}
     return cleaned | {name: _as_text(cleaned[name]) for name in roles.categorical}
 
@@ -168,13 +183,26 @@ def _as_text(column: pa.ChunkedArray) -> pa.ChunkedArray:
 def _labels(column: pa.ChunkedArray, where: str) -> tuple[np.ndarray, list[str]]:
     import pyarrow.compute as pc
 
-    quantity = "; it looks like a quantity, and only classification is there"
+    quantity = '; it looks like a quantity: set data.task = "regression"'
     refuse_if(not whole_numbers(column), f"{where} holds numbers with fractions{quantity}", f"{KEY}.label")
     count = pc.count_distinct(column, mode="only_valid").as_py()
     refuse_if(count > MAX_CATEGORIES, f"{where} has {count:,} values{quantity}", f"{KEY}.label")
     codes, values = encode(column)
     refuse_if(count < 2, f"{where} has one class only, '{values[0]}'", f"{KEY}.label")
     return codes, [value if isinstance(value, str) else str(int(value)) for value in values]
+
+
+def _targets(frame: pa.Table, roles: Roles, path: Path) -> np.ndarray:
+    """Return the targets [n, O] float64."""
+    import pyarrow.compute as pc
+
+    for name in roles.labels:
+        if str(frame[name].type) == "string":
+            numeric = pc.match_substring_regex(frame[name], NUMBER)
+            row = max(pc.index(numeric, False).as_py(), 0)
+            told = f"{path.name}: column '{name}', row {row + 1} holds '{frame[name][row].as_py()[:50]}'"
+            raise UserError(f"{told}; targets of regression must be numbers", key=f"{KEY}.label")
+    return np.column_stack([frame[name].to_numpy() for name in roles.labels])
 
 
 def _test_rows(column: pa.ChunkedArray, where: str) -> np.ndarray:

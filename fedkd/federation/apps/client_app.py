@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
+from math import nan
 from typing import Any
 
 from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
@@ -67,7 +68,9 @@ def _evaluated(
     """Return the reply to an evaluation; figures that are not measured are NaN."""
     metrics: dict[str, Any] = {msg.NUM_EXAMPLES: client.num_train_samples, **told}
     for split, score in scores.items():
-        moments = client.effect.before_and_after(round, split, score.accuracy)
+        moments = client.effect.before_and_after(round, split, score.quality)
+        if score.main is not None:  # there is no accuracy in regression
+            moments |= dict.fromkeys(("accuracy_before_fusion", "accuracy"), nan)
         metrics |= {f"{name}_{split}": value for name, value in moments.items()}
         metrics[f"loss_{split}"] = score.loss
         metrics |= client.effect.metrics_before_and_after(round, split, score.metrics)

@@ -8,6 +8,7 @@ import numpy as np
 from pydantic import Field
 
 from fedkd.fusion import Capabilities, LocalObjective
+from fedkd.fusion.capabilities import ANY_FORM
 from fedkd.fusion.views import Arrays, ClientView
 from fedkd.fusion.weights.averaging import AVERAGED, WeightAveraging
 from fedkd.fusion.weights.parameters import unpack
@@ -42,7 +43,7 @@ class FedALA(LocalObjective, WeightAveraging):
     """
 
     name: ClassVar[str] = "fedala"
-    capabilities: ClassVar[Capabilities] = replace(AVERAGED, shares_model=False)
+    capabilities: ClassVar[Capabilities] = replace(AVERAGED, shares_model=False, accepts=ANY_FORM)
     paper: ClassVar[str] = (
         "Zhang et al., FedALA: Adaptive Local Aggregation for Personalized Federated Learning, AAAI 2023,"
         " arXiv 2212.01197"

@@ -10,6 +10,7 @@ from typing import ClassVar
 import numpy as np
 
 from fedkd.fusion import Capabilities, FusionStrategy, Guidance, Kind, Knowledge
+from fedkd.fusion.capabilities import ANY_FORM
 from fedkd.fusion.views import Arrays, ClientView
 from fedkd.fusion.weights.parameters import COUNTERS, PACKED, PARAMETERS, pack, packs_of, unpack
 from fedkd.plugins import hyperparameters
@@ -39,6 +40,7 @@ class Gossip(FusionStrategy):
     name: ClassVar[str] = "gossip"
     capabilities: ClassVar[Capabilities] = Capabilities(
         sends="weights",
+        accepts=ANY_FORM,
         kinds={PARAMETERS: Kind.WEIGHTS, COUNTERS: Kind.COUNTERS, MASS: Kind.MASS},
         shapes=PACKED,
         receives={**PACKED, MASS: "1"},

@@ -11,6 +11,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field
 
 from fedkd.fusion import Capabilities, Guidance, LocalObjective
+from fedkd.fusion.capabilities import ANY_FORM
 from fedkd.fusion.views import Phase, ServerModels
 from fedkd.fusion.weights.averaging import AVERAGED, WeightAveraging, in_body, is_head_weight
 from fedkd.fusion.weights.parameters import pack
@@ -23,7 +24,11 @@ class PartialAveraging(WeightAveraging):
 
     shared_part: ClassVar[Literal["body", "head"]] = "body"
     capabilities: ClassVar[Capabilities] = replace(
-        AVERAGED, sends="the body's weights", needs=AVERAGED.needs | {"parts"}, shares_model=False
+        AVERAGED,
+        sends="the body's weights",
+        needs=AVERAGED.needs | {"parts"},
+        accepts=ANY_FORM,
+        shares_model=False,
     )
 
     def exchanges(self, weight: str) -> bool:
@@ -129,6 +134,7 @@ class LGFedAvg(PartialAveraging):
     capabilities: ClassVar[Capabilities] = replace(
         AVERAGED,
         sends="the head's weights",
+        accepts=ANY_FORM,
         needs={"gradients", "weights", "parts", "like_heads"},
         shares_model=False,
     )

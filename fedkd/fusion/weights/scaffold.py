@@ -8,6 +8,7 @@ import numpy as np
 from pydantic import Field
 
 from fedkd.fusion import Capabilities, FusionStrategy, Guidance, Kind, Knowledge, LocalObjective
+from fedkd.fusion.capabilities import ANY_FORM
 from fedkd.fusion.views import Arrays, ClientView, ServerModels
 from fedkd.fusion.weights.averaging import AVERAGED
 from fedkd.fusion.weights.parameters import COUNTERS, PARAMETERS, pack, unpack
@@ -36,6 +37,7 @@ class Scaffold(LocalObjective, FusionStrategy):
     capabilities: ClassVar[Capabilities] = replace(
         AVERAGED,
         sends="weights and control variates",
+        accepts=ANY_FORM,
         kinds={STEP: Kind.WEIGHTS, CONTROL: Kind.WEIGHTS, STATISTICS: Kind.WEIGHTS, COUNTERS: Kind.COUNTERS},
         shapes={STEP: "T", CONTROL: "T", STATISTICS: "S", COUNTERS: "B"},
         receives={PARAMETERS: "T", CONTROL: "T", STATISTICS: "S", COUNTERS: "B"},

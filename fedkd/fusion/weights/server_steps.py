@@ -8,6 +8,7 @@ from typing import ClassVar
 import numpy as np
 
 from fedkd.fusion import Capabilities, FusionStrategy, Guidance, Knowledge
+from fedkd.fusion.capabilities import ANY_FORM
 from fedkd.fusion.views import Arrays, ClientView, ServerModels
 from fedkd.fusion.weights.averaging import AVERAGED
 from fedkd.fusion.weights.parameters import COUNTERS, PARAMETERS, pack, packs_of, unpack
@@ -33,6 +34,7 @@ class ServerSteps(FusionStrategy):
 
     capabilities: ClassVar[Capabilities] = replace(
         AVERAGED,
+        accepts=ANY_FORM,
         brings_model=True,
         shares_model=False,
         weighs_age=True,

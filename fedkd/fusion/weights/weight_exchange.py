@@ -7,6 +7,7 @@ from typing import ClassVar
 import numpy as np
 
 from fedkd.fusion import Capabilities, FusionStrategy, Guidance, Kind, Knowledge
+from fedkd.fusion.capabilities import ANY_FORM
 from fedkd.fusion.views import Arrays, ClientView
 
 
@@ -19,6 +20,7 @@ class WeightExchange(FusionStrategy):
         sends="weights",
         needs={"gradients", "weights", "one_architecture"},
         kinds={},
+        accepts=ANY_FORM,
         by_flower=True,
         brings_model=True,
         uses_transfer_set=False,

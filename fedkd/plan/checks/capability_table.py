@@ -19,6 +19,7 @@ from fedkd.fusion import (
 from fedkd.plan.recipe import recipe_of
 from fedkd.randomness import numpy_generator
 from fedkd.scenario import Scenario
+from fedkd.training import Task, task_of
 
 if TYPE_CHECKING:
     from fedkd.continual import Learner
@@ -38,6 +39,21 @@ class Case:
     def can(self) -> Capabilities:
         """Capabilities of the strategy."""
         return self.strategy.capabilities
+
+    @property
+    def task(self) -> Task:
+        """What clients learn."""
+        return task_of(self.scenario.data)
+
+    @property
+    def accepted(self) -> str:
+        """Predictions that the strategy takes, in words."""
+        return " or ".join(FORMS[form] for form in sorted(self.can.accepts))
+
+    @property
+    def predicted(self) -> str:
+        """The clients' predictions, in words."""
+        return FORMS[self.task.knowledge]
 
     @property
     def kd_weight(self) -> float:
@@ -80,12 +96,14 @@ CAPABILITIES: Mapping[str, Callable[[Case], bool]] = {
     "aux_networks": lambda c: overrides_hook(c.strategy, "aux_networks"),
     "predictor": lambda c: replaces_predictor(c.strategy),
     "no targets": lambda c: not distils_targets(c.strategy),
+    "other predictions": lambda c: c.task.knowledge not in c.can.accepts,
 }
 """Tests of a strategy, by their names in the table."""
 
 KEYS: Mapping[str, Callable[[Case], bool]] = {
     "asynchronous": lambda c: c.scenario.asynchronous is not None,
     "continual": lambda c: c.scenario.continual is not None,
+    "data.task": lambda c: True,
     "topology.graph": lambda c: c.scenario.topology.graph != "star" and c.can.sends != "nothing",
     "training.held_out": lambda c: bool(c.scenario.training.held_out),
     "training.recipe": lambda c: c.scenario.training.recipe == "joint",
@@ -115,8 +133,15 @@ def _rows(key: str, at: str, frame: str, reasons: Mapping[str, str]) -> list[Row
     return [Row(capability, key, frame.format(reason=reason), at) for capability, reason in reasons.items()]
 
 
+FORMS = {"classes": "class probabilities", "gaussian": "Gaussian predictions"}
 ANEW = "requests other transfer samples every round, so old predictions do not apply"
 TABLE: Sequence[Row] = (
+    Row(
+        "other predictions",
+        "data.task",
+        "'{name}' needs {case.accepted}, but data.task = '{case.task.name}' has"
+        " {case.predicted}; use 'knfu', 'fedmd', 'local' or 'flwr:FedAvg'",
+    ),
     *_rows(
         "asynchronous",
         "asynchronous",

@@ -9,6 +9,7 @@ from fedkd.data import DATASETS, PARTITIONS
 from fedkd.errors import UserError, blaming, refuse_if
 from fedkd.models import MODELS
 from fedkd.plan.checks.courses import check_courses
+from fedkd.plan.checks.regression import check_regression
 from fedkd.scenario import PATH_DATASETS, Continual, Data, Scenario, TaskStream
 from fedkd.training import METRICS
 
@@ -27,6 +28,7 @@ def check_scenario(scenario: Scenario) -> None:
     told = f"must be at most {clients} tables [[clients]], as data.clients is {clients},"
     refuse_if(groups > clients, f"{told} got {groups}", "clients")
     _check_data(scenario.data)
+    check_regression(scenario)
     told = "must be 'fusion' in a stream of tasks, got 'training'"
     refuse_if(scenario.end_with == "training" and scenario.continual is not None, told, "end_with")
     training, replies = scenario.training, scenario.faults.min_replies

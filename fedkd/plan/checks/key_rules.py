@@ -116,6 +116,13 @@ TABLE: tuple[Reader, ...] = (
     # [data]
     Reader("data.root", ("data.dataset",), "data sets in files", _reads_files),
     _with("data.partition.alpha", SCHEME, *DIRICHLET),
+    _with("data.head", "data.task", "regression"),
+    Reader(
+        "data.partition.bins",
+        ("data.task", SCHEME),
+        "regression with 'dirichlet' or 'dirichlet-per-client'",
+        lambda s, _: s.data.is_regression and at(s, SCHEME) in DIRICHLET[:2],
+    ),
     _with("data.partition.shards_per_client", SCHEME, "shards"),
     _with("data.partition.samples_per_client", SCHEME, *DRAWN),
     _with("data.partition.replacement", SCHEME, *REPLACEMENT_SCHEMES),

@@ -13,6 +13,7 @@ from fedkd.report.tables import number_text
 from fedkd.tracking import count_noun, format_bytes, format_duration
 
 BySeed = Mapping[Labels, Mapping[int, float]]  # group to seed to value
+OF_REGRESSION = tuple(f"{name}_{split}" for name in ("rmse", "mae", "r2") for split in ("global", "local"))
 BARE = re.compile(r"true|false|[+-]?\d[\d.e+-]*", re.IGNORECASE)  # labels that say nothing without their axis
 
 
@@ -47,6 +48,7 @@ def main_metric(study: Study) -> Metric | None:
     ranked = [shown for shown in study.shown if shown.better is not None]
     wanted = [shown for shown in ranked if shown.name == "accuracy_global"]
     wanted += [shown for shown in ranked if shown.name.startswith("average_accuracy")]
+    wanted += [shown for shown in ranked if shown.name in OF_REGRESSION]
     return next(iter([*wanted, *ranked]), None)
 
 

@@ -3,11 +3,12 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from fedkd.report.chart import looks
+from fedkd.report.metrics import Metric
 from fedkd.report.page import figure as plot
 from fedkd.report.page.cost import known
 from fedkd.report.page.figure import Figure, Trace, line
 from fedkd.report.page.page import Page, Section
-from fedkd.report.page.record import MOMENTS, SPLITS, RunRecord, test_data
+from fedkd.report.page.record import SPLITS, RunRecord, main_metric, split_titles, test_data
 from fedkd.report.page.run import final_mean
 from fedkd.report.page.stream import average_so_far, outcome_of
 from fedkd.report.tables import Cell, Table
@@ -35,9 +36,12 @@ def comparison_page(records: Sequence[RunRecord]) -> Page:
     sections = [
         Section("Results", [_results(runs)]),
         Section("Differences between scenarios", [*_differences(runs)]),
-        Section("Accuracy", [*_accuracy(runs)]),
+        Section(_capital(_main(runs).title), [*_accuracy(runs)]),
         Section("Streams of tasks", [*_streams(runs)]),
-        Section("Fusion", [figure for curve in CURVES for figure in _curve(runs, *curve)]),
+        Section(
+            "Fusion",
+            [figure for curve in CURVES[_main(runs).name != "accuracy" :] for figure in _curve(runs, *curve)],
+        ),
         Section("Cost", [*_traffic(runs)]),
     ]
     title = " · ".join(names) if len(names) <= 3 else f"{len(names)} runs"
@@ -57,16 +61,34 @@ def run_names(records: Sequence[RunRecord]) -> list[str]:
     return [f"{place}: {name}" for place, name in enumerate(names, start=1)]
 
 
+def _main(runs: Mapping[str, RunRecord]) -> Metric:
+    """Return the main metric of all runs; accuracy if they differ."""
+    names = {record.main.name for record in runs.values()}
+    return main_metric(names.pop() if len(names) == 1 else "accuracy")
+
+
+def _capital(title: str) -> str:
+    return title[:1].upper() + title[1:]
+
+
+def _moments(main: Metric) -> dict[str, str]:
+    return {"before": f"{main.name}_before_fusion", "after": main.name}
+
+
 def _results(runs: Mapping[str, RunRecord]) -> Table:
-    measured = [(split, moment) for split in SPLITS for moment in MOMENTS]
-    columns = ["run", "strategy", "seed", "rounds"]
-    columns += [f"{split}, {moment} fusion (%)" for split, moment in measured] + ["sent (MB)", "time (s)"]
+    main = _main(runs)
+    moments = _moments(main)
+    measured = [(split, moment) for split in SPLITS for moment in moments]
+    columns, unit = ["run", "strategy", "seed", "rounds"], "%" if main.unit == "%" else main.title
+    columns += [f"{split}, {moment} fusion ({unit})" for split, moment in measured]
+    columns += ["sent (MB)", "time (s)"]
     rows = []
     for name, record in runs.items():
         row: list[object] = [name, record.scenario.fusion.strategy, record.scenario.seed, record.last_round]
         for split, moment in measured:
-            value = final_mean(record, split, MOMENTS[moment])
-            row.append(Cell("–") if value is None else Cell(f"{100 * value:.1f}", 100 * value))
+            value = final_mean(record, split, moments[moment])
+            scaled = 0.0 if value is None else main.scale * value
+            row.append(Cell("–") if value is None else Cell(f"{scaled:.{main.decimals}f}", scaled))
         sent = sum(_sent(record).values()) / 1e6
         seconds = sum(known(row.get("seconds")) for row in record.timings)
         rows.append([*row, Cell(f"{sent:.2f}", sent), Cell(f"{seconds:.1f}", seconds)])
@@ -95,24 +117,24 @@ def _differences(runs: Mapping[str, RunRecord]) -> Iterator[Table]:
 
 
 def _accuracy(runs: Mapping[str, RunRecord]) -> Iterator[Figure]:
-    few = len(runs) < HIDDEN_FROM
-    for split, where in SPLITS.items():
+    few, main = len(runs) < HIDDEN_FROM, _main(runs)
+    for split, where in split_titles(main).items():
         data, rows = [], []
         for (name, record), (colour, dash, symbol) in zip(runs.items(), looks(len(runs)), strict=True):
-            for moment, metric in reversed(MOMENTS.items()):
+            for moment, metric in reversed(_moments(main).items()):
                 series = record.series(split, metric)
                 rows += [[name, round, f"{moment} fusion", series.means[round]] for round in series.rounds]
-                if series.means and (metric == "accuracy" or (few and record.fused)):
-                    own = {"dash": dash} if metric == "accuracy" else {"dash": "dot", "width": 1.2}
-                    y = [100 * series.means[round] for round in series.rounds]
+                if series.means and (metric == main.name or (few and record.fused)):
+                    own = {"dash": dash} if metric == main.name else {"dash": "dot", "width": 1.2}
+                    y = [main.scale * series.means[round] for round in series.rounds]
                     label = f"{name}, {moment} fusion" if few and record.fused else name
                     data.append(line(label, series.rounds, y, colour, symbol=symbol, **own))
         if data:
             more = "" if few else " After fusion; the CSV also has the values before fusion."
-            columns, layout = ["run", "round", "moment", "accuracy"], plot.over_rounds("accuracy (%)")
+            columns, layout = ["run", "round", "moment", main.name], plot.over_rounds(main.label)
             tested = test_data(split, [record.scenario for record in runs.values()])
             caption = f"Means over clients, {tested}.{more}"
-            yield Figure(f"accuracy-{split}", where.capitalize(), columns, rows, data, layout, caption, 420)
+            yield Figure(f"{main.name}-{split}", _capital(where), columns, rows, data, layout, caption, 420)
 
 
 def _lines(
@@ -163,20 +185,22 @@ def _streams(runs: Mapping[str, RunRecord]) -> Iterator[Figure]:
 
 
 def _traffic(runs: Mapping[str, RunRecord]) -> Iterator[Figure]:
-    """Yield global accuracy against bytes, for runs that send something."""
+    """Yield the global main metric against bytes, for runs that send something."""
+    main = _main(runs)
 
     def find(record: RunRecord) -> Found | None:
-        series, sent = record.series("global", "accuracy"), _sent(record)
+        series, sent = record.series("global", main.name), _sent(record)
         so_far = [sum(b for at, b in sent.items() if at <= round) for round in series.rounds]
         if not series.means or not so_far[-1]:
             return None
         rows = [(r, b, series.means[r]) for r, b in zip(series.rounds, so_far, strict=True)]
-        return "", [b / 1e6 for b in so_far], [100 * mean for _, _, mean in rows], rows
+        return "", [b / 1e6 for b in so_far], [main.scale * mean for _, _, mean in rows], rows
 
     data, rows = _lines(runs, find)
     if data:
-        title, columns = "Global test accuracy against bytes", ["run", "round", "bytes", "accuracy"]
-        layout = plot.axes("sent so far, up and down (MB)", "accuracy after fusion (%)", hovermode="closest")
+        title, columns = f"Global test {main.title} against bytes", ["run", "round", "bytes", main.name]
+        after = f"{main.title} after fusion" + f" ({main.unit})" * bool(main.unit)
+        layout = plot.axes("sent so far, up and down (MB)", after, hovermode="closest")
         layout["xaxis"] |= plot.log_axis(trace["x"][-1] for trace in data)
         caption = "Payload of all clients' messages, without those for evaluation. Runs that send nothing are"
         caption += " left out."

@@ -10,35 +10,35 @@ import numpy as np
 from fedkd.report.chart import looks
 from fedkd.report.page import figure as plot
 from fedkd.report.page.figure import MAIN, SECOND, Figure, Trace, line
-from fedkd.report.page.record import MOMENTS, SPLITS, RunRecord, Series, test_data
+from fedkd.report.page.record import RunRecord, Series, split_titles, test_data
 
 ALL_IN_BAND = 10  # below this number of clients, a band spans the lowest to the highest
 THIN: dict[str, Any] = {"width": 1.2, "mode": "lines", "opacity": 0.8}  # of all lines except the mean
 
 
 def accuracy_figures(record: RunRecord) -> Iterator[Figure]:
-    """Yield global and local accuracy over rounds."""
-    for split, where in SPLITS.items():
-        fused, trained = record.series(split, "accuracy"), record.series(split, "accuracy_before_fusion")
+    """Yield global and local accuracy, or the main metric, over rounds."""
+    for split, where in split_titles(record.main).items():
+        fused, trained = (record.series(split, record.moments[moment]) for moment in ("after", "before"))
         if fused.means:
             yield _accuracy(record, split, where, fused, trained)
 
 
 def _accuracy(record: RunRecord, split: str, where: str, fused: Series, trained: Series) -> Figure:
-    rounds = fused.rounds
-    counted = record.counted
+    rounds, main = fused.rounds, record.main
+    counted, scale = record.counted, main.scale
     low, high, words = spread_of(fused, rounds, counted)
     after = "after fusion, mean" if record.fused else "mean"
     several = any(len(_of(fused, round, counted)) > 1 for round in rounds)
     columns: dict[str, Sequence[float | None]] = {after: _means(fused, rounds)}
     data: list[Trace] = []
     if several:
-        data.append(plot.band(words, rounds, 100 * low, 100 * high, MAIN))
+        data.append(plot.band(words, rounds, scale * low, scale * high, MAIN))
         columns |= {f"{words}, low": low.tolist(), f"{words}, high": high.tolist()}
 
     def draw(label: str, values: Sequence[float | None], colour: str, **look: Any) -> None:
         columns[label] = values
-        data.append(line(label, rounds, _percent(values), colour, **look))
+        data.append(line(label, rounds, _scaled(values, scale), colour, **look))
 
     groups = _architectures(record, counted)
     for (name, own), (colour, dash, _) in zip(groups.items(), looks(len(groups) + 2)[2:], strict=True):
@@ -46,28 +46,28 @@ def _accuracy(record: RunRecord, split: str, where: str, fused: Series, trained:
         means = [float(np.mean(values)) if values else None for values in of_rounds]
         draw(f"{name} ({len(own)})", means, colour, dash=dash, **THIN)
     for name, dash in zip(record.models_told_apart, cycle(("dot", "dashdot"))):
-        for (moment, metric), colour in zip(MOMENTS.items(), (SECOND, MAIN), strict=True):
+        for (moment, metric), colour in zip(record.moments.items(), (SECOND, MAIN), strict=True):
             values = _means(record.series(split, f"{metric}_{name}"), rounds)
             draw(f"{name} model, {moment} fusion", values, colour, dash=dash, **THIN)
     if several:
-        worst, best = _ends(fused, rounds, counted)
+        worst, best = _ends(fused, rounds, counted, lower=main.better == "lower")
         for word, dash, client in (("worst", "dot", worst), ("best", "dashdot", best)):
             values = [fused.clients.get(round, {}).get(client) for round in rounds]
             draw(f"{word}: {record.client_name(client)}", values, plot.MUTED, dash=dash, **THIN)
     if trained.means and record.fused:
         draw("before fusion, mean", _means(trained, rounds), SECOND, dash="dash", legendrank=2)
-    data.append(line(after, rounds, _percent(columns[after]), MAIN, width=4, legendrank=1))
+    data.append(line(after, rounds, _scaled(columns[after], scale), MAIN, width=4, legendrank=1))
     rows = [[round, *(values[at] for values in columns.values())] for at, round in enumerate(rounds)]
-    title, heads, layout = where.capitalize(), ["round", *columns], plot.over_rounds("accuracy (%)")
+    title, heads, layout = where[:1].upper() + where[1:], ["round", *columns], plot.over_rounds(main.label)
     caption = _how_to_read(record, split, words if several else "", bool(groups))
-    return Figure(f"accuracy-{split}", title, heads, rows, data, layout, caption, 400)
+    return Figure(f"{main.name}-{split}", title, heads, rows, data, layout, caption, 400)
 
 
 def _how_to_read(record: RunRecord, split: str, spread: str, architectures: bool) -> str:
     when = " after fusion" if record.fused else ""
     over = ", over the tasks so far" if record.scenario.continual is not None else ""
     told = [
-        f"Accuracy {test_data(split, [record.scenario])}{over}.",
+        f"{_capital(record.main.title)} {test_data(split, [record.scenario])}{over}.",
         "Before fusion: after local training." * record.fused,
         f"The band spans the clients{when} ({spread})." if spread else "",
         f"Each architecture has the mean of its clients{when}." if architectures else "",
@@ -82,22 +82,23 @@ def time_figures(record: RunRecord) -> Iterator[Figure]:
     passed = record.series("train", "virtual_seconds").means
     data: list[Trace] = []
     columns: dict[str, Mapping[int, float]] = {}
-    for (split, where), colour in zip(SPLITS.items(), (MAIN, SECOND), strict=True):
-        for moment, name in [*reversed(MOMENTS.items())][: 2 if record.fused else 1]:
+    main = record.main
+    for (split, where), colour in zip(split_titles(main).items(), (MAIN, SECOND), strict=True):
+        for moment, name in [*reversed(record.moments.items())][: 2 if record.fused else 1]:
             means = record.series(split, name).means
             rounds = [round for round in sorted(means) if round in passed]
             if rounds:
                 columns[f"{name}_{split}"] = means
-                values = _percent([means[round] for round in rounds])
+                values = _scaled([means[round] for round in rounds], main.scale)
                 title = f"{where}, {moment} fusion" if record.fused else where
-                dash = "solid" if name == "accuracy" else "dash"
+                dash = "solid" if name == main.name else "dash"
                 data.append(line(title, [passed[round] for round in rounds], values, colour, dash=dash))
     rows = [[round, passed[round], *(of.get(round) for of in columns.values())] for round in sorted(passed)]
     if data:
-        title, heads = "Accuracy over simulated time", ["round", "virtual_seconds", *columns]
-        layout = plot.axes("simulated time (s)", "accuracy (%)", hovermode="closest")
+        title, heads = f"{_capital(main.title)} over simulated time", ["round", "virtual_seconds", *columns]
+        layout = plot.axes("simulated time (s)", main.label, hovermode="closest")
         caption = "Means over clients. The clock of the scenario gives the simulated time."
-        yield Figure("accuracy-time", title, heads, rows, data, layout, caption)
+        yield Figure(f"{main.name}-time", title, heads, rows, data, layout, caption)
 
 
 def spread_of(
@@ -119,8 +120,12 @@ def _means(series: Series, rounds: Sequence[int]) -> list[float | None]:
     return [series.means.get(round) for round in rounds]
 
 
-def _percent(values: Sequence[float | None]) -> list[float | None]:
-    return [None if value is None else 100 * value for value in values]
+def _scaled(values: Sequence[float | None], scale: float) -> list[float | None]:
+    return [None if value is None else scale * value for value in values]
+
+
+def _capital(title: str) -> str:
+    return title[:1].upper() + title[1:]
 
 
 def _architectures(record: RunRecord, counted: Collection[int]) -> dict[str, list[int]]:
@@ -132,12 +137,13 @@ def _architectures(record: RunRecord, counted: Collection[int]) -> dict[str, lis
     return dict(groups) if len(groups) > 1 else {}
 
 
-def _ends(series: Series, rounds: Sequence[int], counted: Collection[int]) -> tuple[int, int]:
+def _ends(series: Series, rounds: Sequence[int], counted: Collection[int], *, lower: bool) -> tuple[int, int]:
     """Return the worst and the best client of the last round with several clients."""
     for round in reversed(rounds):
         values = _of(series, round, counted)
         if len(values) > 1:
-            ranked = sorted(values, key=lambda client: (values[client], client))
+            sign = -1 if lower else 1
+            ranked = sorted(values, key=lambda client: (sign * values[client], client))
             return ranked[0], ranked[-1]
     raise ValueError("no round has several clients")
 
@@ -179,9 +185,21 @@ EFFECTS: Sequence[tuple[str, str, str, float, Sequence[Line], str]] = (
 """Name, title, unit, scale, lines and caption of the figures of means over rounds."""
 
 
+OF_ERRORS = (
+    (
+        "fusion-gain", "Fusion gain", "improvement", 1.0,
+        [("global", "fusion_gain", "global test data"), ("local", "fusion_gain", "local test data")],
+        "Improvement of the main metric by fusion, in its unit, over clients that received targets or"
+        " weights. Above zero, fusion helped.",
+    ),
+    *EFFECTS[-2:],
+)  # fmt: skip
+"""The same for regression."""
+
+
 def effect_figures(record: RunRecord) -> Iterator[Figure]:
     """Yield the recorded effects of fusion as means with bands over clients."""
-    for name, title, unit, scale, lines, caption in EFFECTS:
+    for name, title, unit, scale, lines, caption in EFFECTS if record.main.name == "accuracy" else OF_ERRORS:
         data: list[Trace] = []
         rows: list[list[object]] = []
         of_what = ""

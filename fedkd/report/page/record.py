@@ -3,7 +3,7 @@
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ import numpy as np
 from fedkd.errors import UserError
 from fedkd.models import architecture_names, client_models
 from fedkd.plan import DEFAULT_NEIGHBOURS, Schedule, counted_clients, separately_measured_models
-from fedkd.report.metrics import sample_note
+from fedkd.report.metrics import Metric, find_metric, sample_note
 from fedkd.scenario import Scenario, read_scenario, read_toml
 from fedkd.storage import InvalidJson, parse_json
 from fedkd.tracking import (
@@ -30,7 +30,6 @@ from fedkd.tracking import (
     read_warnings,
 )
 
-MOMENTS = {"before": "accuracy_before_fusion", "after": "accuracy"}  # before and after fusion
 SPLITS = {"global": "global test accuracy", "local": "local test accuracy"}
 TEST_DATA = {
     "global": "on the common test set",
@@ -44,6 +43,19 @@ def test_data(split: str, scenarios: Iterable[Scenario]) -> str:
     """Word the test samples behind the accuracies of runs."""
     parts = [scenario.evaluate for scenario in scenarios if isinstance(scenario.evaluate, int)]
     return TEST_DATA[split] + (sample_note(parts) if split == "global" else "")
+
+
+def main_metric(name: str) -> Metric:
+    """Return a metric of both splits, titled by its name alone."""
+    if name == "accuracy":
+        return Metric(name, "accuracy", "%", 100.0, 1, "higher")
+    found = find_metric(f"{name}_global")
+    return replace(found, name=name, title=found.title.removeprefix("global ").removesuffix(" after fusion"))
+
+
+def split_titles(main: Metric) -> dict[str, str]:
+    """Return the titles of a metric on the splits."""
+    return {split: f"{split} test {main.title}" for split in SPLITS}
 
 
 @dataclass(frozen=True)
@@ -100,6 +112,16 @@ class RunRecord:
         name = topology.graph.replace("_", "-")
         return f"{name} ({told[topology.graph]})" if topology.graph in told else name
 
+    @cached_property
+    def main(self) -> Metric:
+        """Metric of the page, on the common test set: accuracy, or the first one in regression."""
+        return main_metric(self.scenario.main_metric)
+
+    @property
+    def moments(self) -> dict[str, str]:
+        """Names of the main metric before and after fusion."""
+        return {"before": f"{self.main.name}_before_fusion", "after": self.main.name}
+
     @property
     def done(self) -> bool:
         """Whether the run is finished."""
@@ -139,7 +161,8 @@ class RunRecord:
         """Whether clients were measured before and after fusion; false for `local`."""
         return any(
             self.series(split, "fusion_gain").means
-            or self.series(split, "accuracy").means != self.series(split, "accuracy_before_fusion").means
+            or self.series(split, self.moments["after"]).means
+            != self.series(split, self.moments["before"]).means
             for split in ("global", "local")
         )
 

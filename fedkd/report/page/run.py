@@ -10,7 +10,7 @@ from fedkd.report.page.federation import accuracy_figures, effect_figures, time_
 from fedkd.report.page.labels import label_figures
 from fedkd.report.page.neighbours import neighbour_view
 from fedkd.report.page.page import Item, Page, Section
-from fedkd.report.page.record import MOMENTS, SPLITS, RunRecord, Series
+from fedkd.report.page.record import SPLITS, RunRecord, Series
 from fedkd.report.page.run_findings import run_findings
 from fedkd.report.page.stream import (
     continual_table,
@@ -36,7 +36,10 @@ def run_page(record: RunRecord) -> Page:
     whom: list[Item] = [view] if view is not None else []
     varies = schedule is not None and (record.scenario.continual is not None or not schedule.in_step)
     sections = [
-        Section("Accuracy", [*accuracy_figures(record), *time_figures(record)]),
+        Section(
+            record.main.title[:1].upper() + record.main.title[1:],
+            [*accuracy_figures(record), *time_figures(record)],
+        ),
         Section("Stream of tasks", list(_stream(record, outcome))),
         Section(
             "Fusion" if record.fused else "Local training",
@@ -127,7 +130,8 @@ def final_mean(record: RunRecord, split: str, name: str) -> float | None:
 def _fairness(record: RunRecord) -> Iterator[Table]:
     """Yield the table of statistics over clients of a finished run with several clients."""
     final = {} if record.summary is None else record.summary["final"]
-    keys = [f"{name}_{split}" for split in SPLITS for name in [*MOMENTS.values()][not record.fused :]]
+    names = [*record.moments.values()][not record.fused :] if record.main.name == "accuracy" else []
+    keys = [f"{name}_{split}" for split in SPLITS for name in names]
     keys += [f"{name}_{split}" for _, split, name in _listed(record)]
     rows = []
     for key in keys:
@@ -152,7 +156,8 @@ def _clients(record: RunRecord) -> Table:
     measured = [
         (f"{split}, {moment} fusion (%)" if record.fused else f"{split} accuracy (%)", split, name)
         for split in splits
-        for moment, name in [*MOMENTS.items()][not record.fused :]
+        for moment, name in [*record.moments.items()][not record.fused :]
+        if record.main.name == "accuracy"
     ]
     measured += [
         (f"{split}, {model} model (%)", split, f"accuracy_{model}")

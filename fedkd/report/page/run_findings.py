@@ -7,10 +7,12 @@ from statistics import fmean
 
 from fedkd.continual import StreamOutcome
 from fedkd.plan import poisoned_clients
+from fedkd.report.metrics import Metric
 from fedkd.report.page.cost import known
-from fedkd.report.page.record import RunRecord
+from fedkd.report.page.record import RunRecord, main_metric
 from fedkd.tracking import count_noun, format_bytes, format_duration, format_percent, protocol_name
 
+ACCURACY = main_metric("accuracy")
 CENTRALIZED = "centralized"
 SPLITS = ("global", "local")  # the first one measured is the main one
 EPSILON = 1e-9  # points; less is a rounding error
@@ -18,22 +20,24 @@ EPSILON = 1e-9  # points; less is a rounding error
 
 @dataclass(frozen=True)
 class Change:
-    """Accuracies of the same clients before and after the fusion of one round."""
+    """The main metric of the same clients before and after the fusion of one round."""
 
     split: str
     model: str  # a separately measured one; empty: the evaluated model
     round: int
     before: dict[int, float]  # by client
     after: dict[int, float]
+    main: Metric = ACCURACY
 
     @property
     def gains(self) -> dict[int, float]:
-        """Accuracy after fusion minus accuracy before it, in points, by client."""
-        return {client: 100 * (after - self.before[client]) for client, after in self.after.items()}
+        """Value after fusion minus value before it, by client: points of accuracy."""
+        scale = self.main.scale
+        return {client: scale * (after - self.before[client]) for client, after in self.after.items()}
 
     @property
     def mean(self) -> float:
-        """Mean gain over the clients, in points."""
+        """Mean change over the clients."""
         return fmean(self.gains.values())
 
 
@@ -61,7 +65,7 @@ def last_change(record: RunRecord, split: str, model: str = "") -> Change | None
     of_model = f"_{model}" if model else ""
     gains, before, after = (
         record.series(split, metric).clients
-        for metric in ("fusion_gain", f"accuracy_before_fusion{of_model}", f"accuracy{of_model}")
+        for metric in ("fusion_gain", *(f"{name}{of_model}" for name in record.moments.values()))
     )
     for round in sorted(gains, reverse=True):
         known_before, known_after = before.get(round, {}), after.get(round, {})
@@ -69,7 +73,7 @@ def last_change(record: RunRecord, split: str, model: str = "") -> Change | None
         if reached:
             clients = sorted(reached)
             earlier, later = ({c: known[c] for c in clients} for known in (known_before, known_after))
-            return Change(split, model, round, earlier, later)
+            return Change(split, model, round, earlier, later, record.main)
     return None
 
 
@@ -81,7 +85,7 @@ def _moved(record: RunRecord) -> bool:
 
 def _unmoved(record: RunRecord, main: Change) -> tuple[str, str]:
     """Return the sentences if fusion touches another model, or acts in the next training alone."""
-    after, n = format_percent(fmean(main.after.values())), len(main.gains)
+    after, n = _shown(fmean(main.after.values()), main.main), len(main.gains)
     what = _accuracy(record, main.split, n)
     for model in record.models_told_apart:
         other = [change for split in SPLITS if (change := last_change(record, split, model)) is not None]
@@ -89,34 +93,36 @@ def _unmoved(record: RunRecord, main: Change) -> tuple[str, str]:
             told = "Fusion leaves the evaluated model as it is until the next local training"
             return _effect(record, other), f"{told}: {what} is {after}."
     effect = f"{what[0].upper()}{what[1:]} is {after} before and after fusion in round {main.round}"
-    told = "Fusion changed no measured accuracy at once; effects can only show after the next local training."
+    told = f"Fusion changed no measured {main.main.title} at once;"
+    told += " effects can only show after the next local training."
     return f"{effect} ({_of(record, n)}).", told
 
 
 def _effect(record: RunRecord, found: list[Change]) -> str:
     """Return the sentence on the mean change, on both splits if the same fusion was measured."""
-    main, points = found[0], _points(found[0].mean)
+    main, points = found[0], _points(found[0].mean, record.main)
     what = _accuracy(record, main.split, len(main.gains))
     what += f" of the {main.model} model" if main.model else ""
     reached, everyone = len(main.gains), len(record.counted)
     of_all = f"the {reached} of {everyone} {_noun(record)} that took part"
     who = _of(record, reached) if reached == everyone else of_all
-    before, after = (format_percent(fmean(values.values())) for values in (main.before, main.after))
+    before, after = (_shown(fmean(values.values()), record.main) for values in (main.before, main.after))
     if points == 0:
         told = f"Fusion left {what} unchanged in round {main.round} ({after}, {who})"
     else:
-        told = f"Fusion {_verb(points)} {what} by {abs(points):.1f} points in round {main.round}"
+        told = f"Fusion {_verb(points)} {what} by {_size(points, record.main)} in round {main.round}"
         told += f" ({before} before, {after} after, {who})"
     if len(found) > 1 and found[1].round == main.round and found[1].after.keys() == main.after.keys():
-        points = _points(found[1].mean)
-        changed = f"it {_verb(points)} the {found[1].split} one by {abs(points):.1f} points"
+        points = _points(found[1].mean, record.main)
+        changed = f"it {_verb(points)} the {found[1].split} one by {_size(points, record.main)}"
         told += f"; {changed}" if points else f"; the {found[1].split} one is unchanged"
     return f"{told}."
 
 
 def _clients(change: Change) -> str:
     """Return the sentence on the clients that gained, and the one that lost or gained most."""
-    gains, n = change.gains, len(change.gains)
+    sign, main = -1.0 if change.main.better == "lower" else 1.0, change.main
+    gains, n = {client: sign * gain for client, gain in change.gains.items()}, len(change.gains)
     if n == 1:
         return ""
     gained, lost = (
@@ -124,14 +130,13 @@ def _clients(change: Change) -> str:
         sum(gain < -EPSILON for gain in gains.values()),
     )
     if not gained and not lost:
-        return f"The {change.split} accuracy of every client is unchanged."
+        return f"The {change.split} {main.title} of every client is unchanged."
     worst, best = min(gains, key=lambda c: (gains[c], c)), max(gains, key=lambda c: (gains[c], -c))
-    told = f"{_share(gained, n)} gained in {change.split} accuracy"
+    told = f"{_share(gained, n)} gained in {change.split} {main.title}"
     if lost:
-        return f"{told}; client {worst} lost most ({signed(gains[worst])})."
-    return (
-        f"{told}{', and none lost' if gained < n else ''}; client {best} gained most ({signed(gains[best])})."
-    )
+        return f"{told}; client {worst} lost most ({signed(sign * gains[worst], main)})."
+    most = f"client {best} gained most ({signed(sign * gains[best], main)})"
+    return f"{told}{', and none lost' if gained < n else ''}; {most}."
 
 
 def _share(number: int, n: int) -> str:
@@ -140,23 +145,23 @@ def _share(number: int, n: int) -> str:
 
 def _without_fusion(record: RunRecord) -> tuple[str, str]:
     """Return the sentences on accuracy and its range over clients, without a measured fusion."""
-    split = next((split for split in SPLITS if record.series(split, "accuracy").means), None)
+    split = next((split for split in SPLITS if record.series(split, record.main.name).means), None)
     if split is None:
         return "", ""
-    series, strategy = record.series(split, "accuracy"), record.scenario.fusion.strategy
+    series, strategy = record.series(split, record.main.name), record.scenario.fusion.strategy
     round = series.rounds[-1]
     values = {c: value for c, value in series.clients.get(round, {}).items() if c in record.counted}
     n = len(values) or len(record.counted)
     why = "Without fusion" if not _total(record, "bytes_up") else "Without a measurement before fusion"
     if strategy == CENTRALIZED:
         why = "With one model on the samples of all clients"
-    reached = format_percent(series.means[round])
+    reached = _shown(series.means[round], record.main)
     told = f"{why} (strategy {strategy}), {_accuracy(record, split, n)} is {reached} in round {round}"
     told += f" ({_of(record, n)})."
     if len(set(values.values())) < 2:
         return told, ""
     worst, best = min(values, key=lambda c: (values[c], c)), max(values, key=lambda c: (values[c], -c))
-    ends = (f"{format_percent(values[client])} (client {client})" for client in (worst, best))
+    ends = (f"{_shown(values[client], record.main)} (client {client})" for client in (worst, best))
     return told, f"Clients range from {' to '.join(ends)}."
 
 
@@ -205,14 +210,23 @@ def _total(record: RunRecord, key: str) -> float:
     return sum(known(row.get(key)) for row in record.timings if isinstance(row, Mapping))
 
 
-def signed(points: float) -> str:
-    """Format a difference of accuracies: `−2.1 points`."""
-    return f"{_points(points):+.1f} points".replace("-", "−")
+def signed(points: float, main: Metric = ACCURACY) -> str:
+    """Format a difference of accuracies: `−2.1 points`; or of another metric."""
+    told = f"{_points(points, main):+.{main.decimals}f} {main.difference_unit}"
+    return told.rstrip().replace("-", "−")
 
 
-def _points(value: float) -> float:
+def _shown(value: float, main: Metric) -> str:
+    return f"{main.scale * value:.{main.decimals}f} {main.unit}".rstrip()
+
+
+def _size(points: float, main: Metric) -> str:
+    return f"{abs(points):.{main.decimals}f} {main.difference_unit}".rstrip()
+
+
+def _points(value: float, main: Metric = ACCURACY) -> float:
     # Adding 0.0 turns a rounded -0.0 into 0.0: "−0.0" would claim a loss.
-    return round(value, 1) + 0.0
+    return round(value, main.decimals) + 0.0
 
 
 def _verb(points: float) -> str:
@@ -222,7 +236,7 @@ def _verb(points: float) -> str:
 def _accuracy(record: RunRecord, split: str, clients: int) -> str:
     samples = "test" if record.scenario.data.validation is None else "validation"
     of_stream = " over the tasks so far" if record.scenario.continual is not None else ""
-    return f"the {'mean ' * (clients > 1)}{split} {samples} accuracy{of_stream}"
+    return f"the {'mean ' * (clients > 1)}{split} {samples} {record.main.title}{of_stream}"
 
 
 def _noun(record: RunRecord) -> str:
