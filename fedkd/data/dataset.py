@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from fedkd.data.kinds import IMAGE, SampleKind, inferred_kind, kind_named
+from fedkd.data.kinds import IMAGE, SampleKind, inferred_kind, kind_named, with_vocabulary
 from fedkd.errors import UserError, described, refuse_if
 
 LARGEST = 1e15  # largest value in a sample: sums of squares of thousands of larger ones overflow float32
@@ -31,8 +31,8 @@ class Dataset:
     kind: SampleKind = None  # type: ignore[assignment]
 
     def __post_init__(self) -> None:
-        if self.kind is None:
-            object.__setattr__(self, "kind", inferred_kind(self.shape, self.train_x.dtype))
+        kind = self.kind or inferred_kind(self.shape, self.train_x.dtype)
+        object.__setattr__(self, "kind", with_vocabulary(kind, self.train_x, self.test_x))
 
     @property
     def shape(self) -> tuple[int, ...]:

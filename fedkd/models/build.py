@@ -69,7 +69,7 @@ class ModelFactory:
     def _call(self) -> Any:
         factory = _factory(self.group, self.plugin_path)
         _check_kind(factory, self.group.model, self._kind, self._shape)
-        return _call(factory, self.group, self._shape, self.outputs)
+        return _call(factory, self.group, self._shape, self.outputs, self._kind.vocabulary)
 
     @property
     def _kind(self) -> SampleKind:
@@ -167,9 +167,8 @@ def forward_flops(
 def _check_args(factory: Callable[..., Any], group: ClientGroup) -> None:
     told = f"'{group.model}' is not callable; must be factory(input_shape, classes, **args)"
     refuse_if(not callable(factory), told, "clients.model")
-    try:
-        parameters = list(inspect.signature(factory).parameters.values())
-    except (TypeError, ValueError):  # compiled callables have no signature
+    parameters = _parameters(factory)
+    if parameters is None:
         return
     if is_estimator_class(factory) or _takes_keywords_alone(factory):
         own = parameters
@@ -188,22 +187,32 @@ def _check_args(factory: Callable[..., Any], group: ClientGroup) -> None:
         raise UserError(f"'{group.model}' needs the argument '{missing[0]}'; {takes}", key="clients.args")
 
 
-def _call(factory: Callable[..., Any], group: ClientGroup, shape: tuple[int, ...], classes: int) -> Any:
+def _call(
+    factory: Callable[..., Any], group: ClientGroup, shape: tuple[int, ...], classes: int, vocabulary: int
+) -> Any:
+    args = group.args
+    if vocabulary and any(parameter.name == "vocabulary" for parameter in _parameters(factory) or ()):
+        args = {"vocabulary": vocabulary} | args
     with blaming(key="clients.model"), plugin_call(f"building '{group.model}'", "clients.model"):
         if is_estimator_class(factory):
-            return factory(**group.args)
+            return factory(**args)
         if _takes_keywords_alone(factory):
-            return factory(num_classes=classes, **group.args)
-        return factory(shape, classes, **group.args)
+            return factory(num_classes=classes, **args)
+        return factory(shape, classes, **args)
 
 
 def _takes_keywords_alone(factory: Callable[..., Any]) -> bool:
     """Return whether a factory is like torchvision's ``resnet18(*, weights=None)``."""
-    try:
-        kinds = {parameter.kind for parameter in inspect.signature(factory).parameters.values()}
-    except (TypeError, ValueError):
-        return False
+    kinds = {parameter.kind for parameter in _parameters(factory) or ()}
     return bool(kinds) and kinds <= {inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.VAR_KEYWORD}
+
+
+def _parameters(factory: Callable[..., Any]) -> list[inspect.Parameter] | None:
+    """Return a factory's parameters; None for compiled callables, which have no signature."""
+    try:
+        return list(inspect.signature(factory).parameters.values())
+    except (TypeError, ValueError):
+        return None
 
 
 def _check_forward(model: nn.Module, inputs: Tensor, classes: int) -> None:
