@@ -54,7 +54,7 @@ def dataset_from_arrays(
     *,
     class_names: Sequence[str] | None = None,
     owners: Any = None,
-    kind: str | None = None,
+    kind: SampleKind | str | None = None,
     integers: bool = False,
     key: str = "data.args",
 ) -> Dataset:
@@ -64,7 +64,7 @@ def dataset_from_arrays(
     [n, 1]. Types other than uint8 become float32; with `integers`, other integers become int64. Without
     `class_names` the classes are the labels 0..C-1, and each must occur. Without a `kind` it is inferred.
     """
-    given = None if kind is None else kind_named(kind)
+    given = kind_named(kind) if isinstance(kind, str) else kind
     x = _samples(train_x, "train_x", given, integers, key)
     test = _samples(test_x, "test_x", given, integers, key)
     y, test_labels = _labels(train_y, "train_y", len(x), key), _labels(test_y, "test_y", len(test), key)
