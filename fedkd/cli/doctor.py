@@ -19,6 +19,7 @@ PACKAGES = (
 EXTRAS = {
     "report": ("matplotlib", "plotly", "jinja2", "pyarrow"),
     "table": ("pyarrow",),
+    "text": ("pyarrow", "tokenizers"),
     "deployment": ("cryptography",),
     "completion": ("argcomplete",),
     "frames": ("pandas",),

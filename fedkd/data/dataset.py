@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from fedkd.data.kinds import IMAGE, SampleKind, inferred_kind, kind_named
+from fedkd.data.kinds import IMAGE, SampleKind, inferred_kind, kind_named, with_vocabulary
 from fedkd.data.targets import check_targets
 from fedkd.errors import UserError, described, refuse_if
 
@@ -33,8 +33,8 @@ class Dataset:
     kind: SampleKind = None  # type: ignore[assignment]
 
     def __post_init__(self) -> None:
-        if self.kind is None:
-            object.__setattr__(self, "kind", inferred_kind(self.shape, self.train_x.dtype))
+        kind = self.kind or inferred_kind(self.shape, self.train_x.dtype)
+        object.__setattr__(self, "kind", with_vocabulary(kind, self.train_x, self.test_x))
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -56,7 +56,7 @@ def dataset_from_arrays(
     *,
     class_names: Sequence[str] | None = None,
     owners: Any = None,
-    kind: str | None = None,
+    kind: SampleKind | str | None = None,
     integers: bool = False,
     regression: bool = False,
     key: str = "data.args",
@@ -68,7 +68,7 @@ def dataset_from_arrays(
     `class_names` the classes are the labels 0..C-1, and each must occur. Without a `kind` it is inferred.
     With `regression`, labels are numeric targets [n] or [n, O].
     """
-    given = None if kind is None else kind_named(kind)
+    given = kind_named(kind) if isinstance(kind, str) else kind
     x = _samples(train_x, "train_x", given, integers, key)
     test = _samples(test_x, "test_x", given, integers, key)
     read = check_targets if regression else _labels

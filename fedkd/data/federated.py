@@ -8,7 +8,7 @@ import numpy as np
 
 from fedkd.data.dataset import Dataset
 from fedkd.data.heterogeneity import Skew, add_noise, draw_skews, replace_labels, skew_images
-from fedkd.data.kinds import SampleKind, inferred_kind
+from fedkd.data.kinds import SampleKind, inferred_kind, with_vocabulary
 from fedkd.data.memory_budget import check_memory_budget
 from fedkd.data.normalise import Statistics
 from fedkd.data.partitions.replacement import SIZE
@@ -82,8 +82,8 @@ class FederatedData:
     scale: TargetScale | None = None  # of the targets of regression; None: labels are classes
 
     def __post_init__(self) -> None:
-        if self.kind is None:
-            object.__setattr__(self, "kind", inferred_kind(self.input_shape, self.x.dtype))
+        kind = self.kind or inferred_kind(self.input_shape, self.x.dtype)
+        object.__setattr__(self, "kind", with_vocabulary(kind, self.transfer_x))
 
     @property
     def classes(self) -> int:

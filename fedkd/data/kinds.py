@@ -1,6 +1,6 @@
 """The kinds of samples, and what each allows."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -26,6 +26,7 @@ class SampleKind:
     noise: bool = True  # Gaussian noise may be a transfer set
     converts: bool = False  # samples of other shapes can be converted to the shape of one's own
     heterogeneity: tuple[str, ...] = ("noise", "label_noise")
+    vocabulary: int = field(default=0, compare=False)  # number of ids in the data; 0: unknown
 
     @property
     def dtype(self) -> np.dtype:
@@ -75,6 +76,14 @@ def kind_named(name: str) -> SampleKind:
         "data.args.kind",
     )
     return KINDS[name]
+
+
+def with_vocabulary(kind: SampleKind, *samples: np.ndarray) -> SampleKind:
+    """Return the kind with a vocabulary that covers the samples, if they are ids."""
+    if not kind.integers:
+        return kind
+    largest = max((int(x.max()) for x in samples if x.size), default=-1)
+    return replace(kind, vocabulary=max(kind.vocabulary, largest + 1))
 
 
 def inferred_kind(shape: tuple[int, ...], dtype: np.dtype | type = np.float32) -> SampleKind:

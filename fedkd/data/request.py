@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from fedkd.errors import UserError, did_you_mean
 from fedkd.storage import expand_path
 
@@ -47,6 +49,8 @@ class SourceRequest:
     integers: bool = False  # True if integer samples, such as token ids, stay integers (int64)
     clients: int = 10  # number of clients N, for sources with samples for each
     regression: bool = False  # True if labels are numeric targets
+    held_out: Callable[[np.ndarray], np.ndarray] | None = None
+    """Returns the indices of the transfer set for labels of a train split; None: it is not held out of it."""
 
     @property
     def folders(self) -> tuple[Path, ...]:

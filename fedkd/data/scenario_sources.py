@@ -6,9 +6,13 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from fedkd.data.dataset import Dataset
 from fedkd.data.memory_budget import check_memory_budget
 from fedkd.data.normalise import Statistics, as_stored, measure
+from fedkd.data.partitions.from_file import read_partition_file
+from fedkd.data.partitions.split_samples import hold_out
 from fedkd.data.registry import load_dataset
 from fedkd.data.request import ProgressCallback, SourceRequest, data_root_folder, silent
 from fedkd.data.targets import TargetScale, measure_targets
@@ -39,8 +43,17 @@ class Sources:
     def _request(self, name: str, args: Mapping[str, Any]) -> SourceRequest:
         data = self.scenario.data
         root, integers = data_root_folder(data.root), not data.normalise
-        found = SourceRequest(name, root, args, self.search, self.progress, integers, data.clients)
-        return replace(found, regression=data.is_regression)
+        request = SourceRequest(name, root, args, self.search, self.progress, integers, data.clients)
+        # Each task of a stream holds out its own.
+        whole = self.scenario.continual is None and data.transfer.source == "holdout"
+        held_out = self._held_out if whole else None
+        return replace(request, regression=data.is_regression, held_out=held_out)
+
+    def _held_out(self, labels: np.ndarray) -> np.ndarray:
+        data, written = self.scenario.data, None
+        if data.partition.scheme == "file":
+            written = read_partition_file(data.partition, data.clients, len(labels), self.search)
+        return hold_out(labels, self.scenario, written)
 
     def statistics(self, dataset: Dataset) -> Statistics:
         """Return the normalisation of a data set's samples."""

@@ -71,7 +71,8 @@ class ModelFactory:
     def _call(self) -> Any:
         factory = _factory(self.group, self.plugin_path, self.regression)
         _check_kind(factory, self.group.model, self._kind, self._shape)
-        return _call(factory, self.group, self._shape, self.outputs, self.regression)
+        vocabulary = self._kind.vocabulary
+        return _call(factory, self.group, self._shape, self.outputs, self.regression, vocabulary)
 
     @property
     def _kind(self) -> SampleKind:
@@ -171,9 +172,8 @@ def forward_flops(
 def _check_args(factory: Callable[..., Any], group: ClientGroup, regression: bool) -> None:
     told = f"'{group.model}' is not callable; must be factory(input_shape, classes, **args)"
     refuse_if(not callable(factory), told, "clients.model")
-    try:
-        parameters = list(inspect.signature(factory).parameters.values())
-    except (TypeError, ValueError):  # compiled callables have no signature
+    parameters = _parameters(factory)
+    if parameters is None:
         return
     if _is_class(factory, regression) or _takes_keywords_alone(factory):
         own = parameters
@@ -197,23 +197,36 @@ def _is_class(factory: Any, regression: bool) -> bool:
 
 
 def _call(
-    factory: Callable[..., Any], group: ClientGroup, shape: tuple[int, ...], classes: int, regression: bool
+    factory: Callable[..., Any],
+    group: ClientGroup,
+    shape: tuple[int, ...],
+    classes: int,
+    regression: bool,
+    vocabulary: int,
 ) -> Any:
+    args = group.args
+    if vocabulary and any(parameter.name == "vocabulary" for parameter in _parameters(factory) or ()):
+        args = {"vocabulary": vocabulary} | args
     with blaming(key="clients.model"), plugin_call(f"building '{group.model}'", "clients.model"):
         if _is_class(factory, regression):
-            return factory(**group.args)
+            return factory(**args)
         if _takes_keywords_alone(factory):
-            return factory(num_classes=classes, **group.args)
-        return factory(shape, classes, **group.args)
+            return factory(num_classes=classes, **args)
+        return factory(shape, classes, **args)
 
 
 def _takes_keywords_alone(factory: Callable[..., Any]) -> bool:
     """Return whether a factory is like torchvision's ``resnet18(*, weights=None)``."""
-    try:
-        kinds = {parameter.kind for parameter in inspect.signature(factory).parameters.values()}
-    except (TypeError, ValueError):
-        return False
+    kinds = {parameter.kind for parameter in _parameters(factory) or ()}
     return bool(kinds) and kinds <= {inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.VAR_KEYWORD}
+
+
+def _parameters(factory: Callable[..., Any]) -> list[inspect.Parameter] | None:
+    """Return a factory's parameters; None for compiled callables, which have no signature."""
+    try:
+        return list(inspect.signature(factory).parameters.values())
+    except (TypeError, ValueError):
+        return None
 
 
 def _check_forward(model: nn.Module, inputs: Tensor, classes: int) -> None:

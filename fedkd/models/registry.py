@@ -22,6 +22,10 @@ MODELS = Registry(
         "cnn": "fedkd.models.zoo.cnn:cnn",
         "resnet8": "fedkd.models.zoo.resnet:resnet8",
         "resnet20": "fedkd.models.zoo.resnet:resnet20",
+        "bag": "fedkd.models.zoo.bag:bag",
+        "textcnn": "fedkd.models.zoo.textcnn:textcnn",
+        "gru": "fedkd.models.zoo.gru:gru",
+        "tiny-transformer": "fedkd.models.zoo.tiny_transformer:tiny_transformer",
         "random-forest": "fedkd.models.estimator:random_forest",
         "gradient-boosting": "fedkd.models.estimator:gradient_boosting",
         "sgd": "fedkd.models.estimator:sgd",
@@ -31,6 +35,7 @@ MODELS = Registry(
 MODEL_KINDS: dict[str, tuple[str, ...]] = {
     "mlp": ("image", "vector", "series"),
     **dict.fromkeys(("lenet", "cnn", "resnet8", "resnet20"), ("image",)),
+    **dict.fromkeys(("bag", "textcnn", "gru", "tiny-transformer"), ("text",)),
     **dict.fromkeys(ESTIMATORS, ("image", "vector", "series", "text")),
 }
 """Kinds of samples that a model takes. A plug-in's factory may have them in an attribute `kinds`."""

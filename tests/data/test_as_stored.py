@@ -194,7 +194,7 @@ def test_models_are_checked_on_samples_of_their_type(plugged):
     reader = build_model(ClientGroup(model="reader"), (LENGTH,), 2, seed=1, kind=KINDS["text"])
     assert forward_flops(reader, (LENGTH,), np.int64) == 2 * 8 * 2
     with pytest.raises(
-        UserError, match=r"'mlp' takes images .* but the samples are token ids \[6\]; use 'random-forest'"
+        UserError, match=r"'mlp' takes images .* but the samples are token ids \[6\]; use 'bag'"
     ):
         build_model(ClientGroup(model="mlp"), (LENGTH,), 2, seed=1, kind=KINDS["text"])
     with pytest.raises(UserError, match=r"fails on an input \[2, 6\] with"):

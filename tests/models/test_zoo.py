@@ -8,10 +8,10 @@ from torch import nn
 
 from fedkd.errors import UserError
 from fedkd.models.build import build_model, count_parameters
-from fedkd.models.registry import MODELS
+from fedkd.models.registry import ESTIMATORS, MODEL_KINDS
 from fedkd.scenario.schema import ClientGroup
 
-NETWORKS = [name for name in MODELS.names() if name not in ("random-forest", "gradient-boosting", "sgd")]
+NETWORKS = [name for name, kinds in MODEL_KINDS.items() if "image" in kinds and name not in ESTIMATORS]
 
 SHAPES = [(1, 8, 8), (1, 28, 28), (3, 32, 32)]
 

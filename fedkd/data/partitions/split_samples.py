@@ -58,7 +58,7 @@ def split_samples(
     data, seed, train_y, test_y = scenario.data, scenario.seed, dataset.train_y, dataset.test_y
     if written is None and data.partition.scheme == "file":
         written = read_partition_file(data.partition, data.clients, len(train_y), search)
-    held_out = _hold_out(train_y, scenario, written, task)
+    held_out = hold_out(train_y, scenario, written, task)
     free = np.setdiff1d(np.arange(len(train_y)), held_out)
     splits: list[tuple[np.ndarray, np.ndarray]] = []
     if data.partition.replacement:
@@ -106,8 +106,8 @@ def _classes(labels: np.ndarray, scheme: Partition) -> np.ndarray:
     return target_bins(labels, scheme.bins or BINS) if labels.dtype.kind == "f" else labels
 
 
-def _hold_out(
-    labels: np.ndarray, scenario: Scenario, written: Sequence[np.ndarray] | None, task: int | None
+def hold_out(
+    labels: np.ndarray, scenario: Scenario, written: Sequence[np.ndarray] | None, task: int | None = None
 ) -> np.ndarray:
     """Return the train indices of a held-out transfer set; empty if it has another source."""
     transfer, available = scenario.data.transfer, np.arange(len(labels))

@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -63,10 +64,13 @@ class _Part(_Form):
     own_units: list[Count] | None = None
     kind: str | None = Field(default=None, pattern=f"^({'|'.join(KINDS)})$")  # None: inferred
 
+    vocabulary: Count = 0
+
     @model_serializer(mode="wrap")
     def _without_inferred(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        # Earlier releases wrote no kind, and the digest is of all entries.
-        return {key: value for key, value in handler(self).items() if (key, value) != ("kind", None)}
+        # Earlier releases wrote no kind and no vocabulary, and the digest is of all entries.
+        told = handler(self)
+        return {key: value for key, value in told.items() if value or key not in ("kind", "vocabulary")}
 
 
 class _Stream(_Form):
@@ -121,6 +125,7 @@ def write_share(folder: Path, share: Share) -> None:
                 units=None if task is None else list(task.units),
                 own_units=None if task is None else list(task.own_units),
                 kind=None if part.kind == inferred_kind(part.input_shape, part.x.dtype) else part.kind.name,
+                vocabulary=part.kind.vocabulary,
             )
         )
     data = save(arrays)
@@ -232,6 +237,7 @@ def _part_of(manifest: _Manifest, place: int, arrays: Mapping[str, np.ndarray]) 
         raise UserError(f"part {place}: samples must be all float32 or all int64")
     told = f"part {place}: must have {said.train} + {said.test} samples, got {len(found['x'])}"
     refuse_if(said.train + said.test != len(found["x"]), told, None)
+    kind = inferred_kind(tuple(said.input_shape), found["x"].dtype) if said.kind is None else KINDS[said.kind]
     normalisation = AsStored if said.as_stored else Statistics
     data = FederatedData(
         name=said.name,
@@ -248,7 +254,7 @@ def _part_of(manifest: _Manifest, place: int, arrays: Mapping[str, np.ndarray]) 
         transfer_y=found.get("transfer_y"),
         foreign_y=found.get("foreign_y"),
         statistics=normalisation(found["mean"], found["std"]),
-        kind=None if said.kind is None else KINDS[said.kind],  # type: ignore[arg-type]
+        kind=replace(kind, vocabulary=said.vocabulary),
     )
     return of_one_client(data, manifest.client, said.train, said.test)
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from fedkd.data.dataset import Dataset, dataset_from_arrays
+from fedkd.data.kinds import TEXT
 from fedkd.data.memory_budget import check_memory_budget
 from fedkd.data.partitions.stratified import own_test_split
 from fedkd.data.request import ProgressCallback, SourceRequest
@@ -20,13 +21,14 @@ from fedkd.data.sources.table_file import (
     read_table_file,
     whole_numbers,
 )
+from fedkd.data.sources.tokenizer import token_ids
 from fedkd.errors import MAX_LISTED_ITEMS, UserError, did_you_mean, refuse_if
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
 KEY = "data.args.columns"
-NAMES, LISTS = ("label", "client", "split"), ("features", "ignore", "categorical")
+NAMES, LISTS = ("label", "client", "split", "text"), ("features", "ignore", "categorical")
 MISSING = "(missing)"
 """Category of missing values."""
 
@@ -40,11 +42,16 @@ def load(request: SourceRequest) -> Dataset:
     class is the test split (`test_share`, `split_seed`). In regression, `label` is a numeric column, or a
     list of them.
 
+    With a column `text`, samples are the token ids of its texts, by the `tokenizer` (see
+    `fedkd.data.sources.tokenizer`), and no other column is a feature.
+
     Text, booleans and dictionaries are categories: one column of zeros and ones for each value in the file,
     sorted. Missing values are refused, or `missing` says what becomes of them: "drop" leaves their rows out;
     "mean" puts the mean of the training rows in their place, and gives those of a category a column.
     """
-    args = request.arguments(path=str, columns=dict, missing=str, test_share=0.2, split_seed=0)
+    args = request.arguments(
+        path=str, columns=dict, missing=str, tokenizer=dict, test_share=0.2, split_seed=0
+    )
     told = f"must be 'mean' or 'drop', got {args['missing']!r}"
     refuse_if(args["missing"] not in (None, "mean", "drop"), told, "data.args.missing")
     path = request.path(args["path"])
@@ -60,7 +67,14 @@ def load(request: SourceRequest) -> Dataset:
         test = own_test_split(labels, args["test_share"], args["split_seed"])
     else:
         test = _test_rows(frame[roles.split], f"{path.name}: column '{roles.split}'")
-    x = _features(frame, roles, ~test, path, request.progress)
+    kind = None
+    if roles.text is None:
+        refuse_if(args["tokenizer"] is not None, "needs columns.text", "data.args.tokenizer")
+        x = _features(frame, roles, ~test, path, request.progress)
+    else:
+        texts = _as_text(frame[roles.text]).to_pylist()
+        x, size = token_ids(texts, ~test, labels, request, f"{path.name}: column '{roles.text}'")
+        kind = replace(TEXT, vocabulary=size)
     owners = None
     if roles.client is not None:
         codes, names = encode(_as_text(frame[roles.client]))
@@ -71,6 +85,7 @@ def load(request: SourceRequest) -> Dataset:
         class_names=classes,
         owners=owners,
         regression=request.regression,
+        kind=kind,
         key="data.args",
     )
 
@@ -84,11 +99,12 @@ class Roles:
     split: str | None
     features: tuple[str, ...]
     categorical: tuple[str, ...]
+    text: str | None = None
 
     @property
     def others(self) -> tuple[str, ...]:
         """The columns that are not features."""
-        return (*self.labels, *(name for name in (self.client, self.split) if name is not None))
+        return (*self.labels, *(one for one in (self.client, self.split, self.text) if one is not None))
 
 
 def read_roles(columns: Mapping[str, Any], known: list[str], *, several_labels: bool = False) -> Roles:
@@ -111,17 +127,21 @@ def read_roles(columns: Mapping[str, Any], known: list[str], *, several_labels: 
     labels = columns["label"] if isinstance(columns["label"], list) else [columns["label"]]
     refuse_if(not labels, "must name the columns of the targets", f"{KEY}.label")
     roles = [*labels, *(columns[key] for key in NAMES[1:] if key in columns)]
-    told = f"label, client and split must be different columns, got {', '.join(roles)}"
+    told = f"label, client, split and text must be different columns, got {', '.join(roles)}"
     refuse_if(len(set(roles)) < len(roles), told, KEY)
     features, out = columns.get("features", "rest"), {*roles, *columns.get("ignore", ())}
+    client, split, text = (columns.get(key) for key in NAMES[1:])
+    if text is not None:
+        for key in ("features", "categorical"):
+            refuse_if(key in columns, "must be absent beside a column of text", f"{KEY}.{key}")
+        return Roles(tuple(labels), client, split, (), (), text)
     if features == "rest":
         features = [name for name in known if name not in out]
     told = "must not hold the label or the split"
-    refuse_if({*labels, columns.get("split")} & set(features), told, f"{KEY}.features")
+    refuse_if({*labels, split} & set(features), told, f"{KEY}.features")
     refuse_if(not features, "leaves no column to learn from", f"{KEY}.features")
     categorical = columns.get("categorical", [])
     refuse_if(not set(categorical) <= set(features), "must be features", f"{KEY}.categorical")
-    client, split = (columns.get(key) for key in NAMES[1:])
     return Roles(tuple(labels), client, split, tuple(features), tuple(categorical))
 
 

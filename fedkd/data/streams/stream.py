@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from operator import attrgetter
 from typing import Any, overload
 
 import numpy as np
@@ -49,7 +50,7 @@ class FederatedStream(Sequence[Task]):
     @property
     def kind(self) -> SampleKind:
         """Kind of the samples."""
-        return self.tasks[0].data.kind
+        return max((task.data.kind for task in self.tasks), key=attrgetter("vocabulary"))
 
     @property
     def input_dtype(self) -> np.dtype:

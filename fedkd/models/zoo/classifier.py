@@ -4,7 +4,7 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
-from fedkd.errors import UserError
+from fedkd.errors import UserError, refuse_if
 
 
 class Classifier(nn.Module):
@@ -48,3 +48,20 @@ def check_dropout(dropout: float) -> None:
     is_number = isinstance(dropout, (int, float)) and not isinstance(dropout, bool)
     if not is_number or not 0.0 <= dropout < 1.0:
         raise UserError(f"dropout must be ≥ 0 and < 1, got {dropout!r}", key="clients.args")
+
+
+def check_sizes(**sizes: int) -> None:
+    """Refuse arguments that are not whole numbers ≥ 1 by a `UserError`."""
+    for name, value in sizes.items():
+        refuse_if(type(value) is not int or value < 1, f"{name} must be ≥ 1, got {value!r}", "clients.args")
+
+
+def with_dropout(layers: list[nn.Module], dropout: float) -> nn.Sequential:
+    """Return layers in a sequence, with dropout at the end unless it is 0."""
+    return nn.Sequential(*layers, *([nn.Dropout(dropout)] if dropout else []))
+
+
+def mean_of_tokens(values: Tensor, given: Tensor) -> Tensor:
+    """Return the mean ``[B, F]`` of ``[B, L, F]`` over the positions `given` ``[B, L]``; none: zeros."""
+    weight = given.to(values.dtype).unsqueeze(2)
+    return (values * weight).sum(dim=1) / weight.sum(dim=1).clamp(min=1.0)
