@@ -16,6 +16,7 @@ from fedkd.data.dataset import Dataset
 from fedkd.data.federated import load_federated_data
 from fedkd.data.registry import load_dataset
 from fedkd.data.request import SourceRequest
+from fedkd.data.sources.table_file import read_table_file
 
 pa = pytest.importorskip("pyarrow")
 pytestmark = pytest.mark.usefixtures("no_report")
@@ -252,3 +253,13 @@ def test_clients_are_a_disjoint_cover_of_the_rows(rows, load, scenario, tmp_path
         assert {rows[int(age)]["site"] for age in these} == {site}
         ages += these
     assert sorted(ages) == [n for n in range(300) if n % 5]
+
+
+def test_quoted_newlines_and_quotes_inside_text_are_values(tmp_path):
+    path = tmp_path / "a.csv"
+    path.write_bytes(
+        b'\xef\xbb\xbf"size\nin cm",note\r\n1,"two\r\nlines"\r\n2,"a ""b"""\r\n3,5" pipe\r\n4,"x"y\r\n5,"\n"'
+    )
+    table = read_table_file(path)
+    assert table.column_names == ["size\nin cm", "note"]
+    assert table["note"].to_pylist() == ["two\r\nlines", 'a "b"', '5" pipe', "xy", "\n"]
