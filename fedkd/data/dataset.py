@@ -18,7 +18,7 @@ class Dataset:
     `train_x` is [n, *shape], `test_x` [m, *shape]: images (channels, height, width) or vectors (features,),
     as uint8 in 0..255, float32 (images: in 0..1 by convention), or int64 (ids to be looked up). Labels are
     int64 in 0..C-1; `class_names` has the C names in their order. `owners` [n] are numbers (int64) or names;
-    None: unknown.
+    None: unknown. `feature_names` are those of the columns of vectors; empty: unknown.
     """
 
     name: str
@@ -28,6 +28,7 @@ class Dataset:
     test_x: np.ndarray
     test_y: np.ndarray
     owners: np.ndarray | None = None
+    feature_names: tuple[str, ...] = ()
 
     @property
     def shape(self) -> tuple[int, ...]:

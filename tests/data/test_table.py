@@ -17,6 +17,7 @@ from fedkd.data.federated import load_federated_data
 from fedkd.data.registry import load_dataset
 from fedkd.data.request import SourceRequest
 from fedkd.data.sources.table_file import read_table_file
+from fedkd.errors import UserError
 
 pa = pytest.importorskip("pyarrow")
 pytestmark = pytest.mark.usefixtures("no_report")
@@ -263,3 +264,26 @@ def test_quoted_newlines_and_quotes_inside_text_are_values(tmp_path):
     table = read_table_file(path)
     assert table.column_names == ["size\nin cm", "note"]
     assert table["note"].to_pylist() == ["two\r\nlines", 'a "b"', '5" pipe', "xy", "\n"]
+
+
+def test_a_transfer_table_needs_the_same_columns_and_categories(rows, scenario, tmp_path):
+    write(tmp_path / "rows.parquet", rows)
+    args = {"path": "rows.parquet", "columns": COLUMNS}
+    public = {"source": "table", "size": 20, "args": {**args, "path": "public.parquet"}}
+
+    def transfer(changed: list[dict[str, Any]]) -> np.ndarray:
+        write(tmp_path / "public.parquet", changed)
+        given = scenario(
+            dataset="table", args=args, root=str(tmp_path), clients=3, transfer=public, normalise=False
+        )
+        return load_federated_data(given).transfer_x
+
+    reordered = [dict(reversed(row.items())) for row in rows]
+    assert np.array_equal(transfer(reordered), transfer(rows))
+    for other, told in (("d", "lack columns or categories unlike the private ones: kind = c"), ("b", "lack")):
+        renamed = [row | {"kind": other if row["kind"] == "c" else row["kind"]} for row in rows]
+        with pytest.raises(UserError, match=f"data.transfer.source: samples of 'table' {told}"):
+            transfer(renamed)
+    added = [*rows, rows[1] | {"kind": "d"}]
+    with pytest.raises(UserError, match="have columns or categories unlike the private ones: kind = d"):
+        transfer(added)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -49,18 +49,19 @@ def load(request: SourceRequest) -> Dataset:
         test = own_test_split(labels, args["test_share"], args["split_seed"])
     else:
         test = _test_rows(frame[roles.split], f"{path.name}: column '{roles.split}'")
-    x = _features(frame, roles, ~test, path, request.progress)
+    x, features = _features(frame, roles, ~test, path, request.progress)
     owners = None
     if roles.client is not None:
         codes, names = encode(_as_text(frame[roles.client]))
         owners = np.array(names)[codes][~test]
-    return dataset_from_arrays(
+    found = dataset_from_arrays(
         request.name,
         *(x[~test], labels[~test], x[test], labels[test]),
         class_names=classes,
         owners=owners,
         key="data.args",
     )
+    return replace(found, feature_names=features)
 
 
 @dataclass(frozen=True)
@@ -187,7 +188,8 @@ def _test_rows(column: pa.ChunkedArray, where: str) -> np.ndarray:
 
 def _features(
     frame: pa.Table, roles: Roles, train: np.ndarray, path: Path, progress: ProgressCallback
-) -> np.ndarray:
+) -> tuple[np.ndarray, tuple[str, ...]]:
+    """Return the features [n, F] float32 and their F names."""
     import pyarrow as pa
     import pyarrow.compute as pc
 
@@ -199,7 +201,12 @@ def _features(
             refuse_if(count > MAX_CATEGORIES, f"{told} put it under ignore", KEY)
             encoded[name], values = encode(frame[name])
             lists[name] = values + [MISSING] * bool(frame[name].null_count)
-    width = sum(len(lists.get(name, [name])) for name in roles.features)
+    names = [
+        f"{name} = {value}" if name in lists else name
+        for name in roles.features
+        for value in lists.get(name, [name])
+    ]
+    width = len(names)
     check_memory_budget(4 * frame.num_rows * width, f"{path} takes", "data.args")
     x, start = np.zeros((frame.num_rows, width), np.float32), 0
     for name in roles.features:
@@ -212,7 +219,7 @@ def _features(
         start += len(lists[name])
         more = f", … ({len(lists[name])} in all)" if len(lists[name]) > MAX_LISTED_ITEMS else ""
         progress(f"{path.name}: {name} is one of {', '.join(lists[name][:MAX_LISTED_ITEMS])}{more}")
-    return x
+    return x, tuple(names)
 
 
 def _filled(column: pa.ChunkedArray, train: np.ndarray, where: str) -> np.ndarray:
