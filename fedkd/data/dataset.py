@@ -20,7 +20,8 @@ class Dataset:
     `train_x` is [n, *shape], `test_x` [m, *shape], as uint8 in 0..255, float32 (images: in 0..1 by
     convention), or int64 (ids to be looked up). Labels are int64 in 0..C-1; `class_names` has the C names in
     their order. Targets of regression are float64 [n, O], and `class_names` has their O names. `owners` [n]
-    are numbers (int64) or names; None: unknown. `kind` is inferred unless given.
+    are numbers (int64) or names; None: unknown. `kind` is inferred unless given. `feature_names` are those of
+    the columns of vectors; empty: unknown.
     """
 
     name: str
@@ -31,6 +32,7 @@ class Dataset:
     test_y: np.ndarray
     owners: np.ndarray | None = None
     kind: SampleKind = None  # type: ignore[assignment]
+    feature_names: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         kind = self.kind or inferred_kind(self.shape, self.train_x.dtype)

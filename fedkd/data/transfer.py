@@ -1,5 +1,6 @@
 """The transfer set: unlabelled samples that every participant holds."""
 
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -9,7 +10,7 @@ from fedkd.data.normalise import Statistics
 from fedkd.data.partitions.stratified import apportion
 from fedkd.data.registry import DATASETS, load_dataset
 from fedkd.data.request import SourceRequest
-from fedkd.errors import UserError, refuse_if
+from fedkd.errors import MAX_LISTED_ITEMS, UserError, refuse_if
 from fedkd.randomness import numpy_generator
 
 LUMINANCE = np.array([0.299, 0.587, 0.114], dtype=np.float32)
@@ -74,12 +75,31 @@ def foreign_samples(
     refuse_if(size > len(dataset.train_x), told, "data.transfer.size")
     told = f"samples of '{name}' are {dataset.kind.plural}, the private ones {private.kind.plural}"
     refuse_if(dataset.kind != private.kind, told, key)
+    dataset = _with_columns_of(private, dataset, key)
     told = f"samples of '{name}' have shape {dataset.shape}, the private ones {shape}"
     refuse_if(dataset.shape != shape and not private.kind.converts, told, key)
     chosen = np.sort(numpy_generator(seed, "transfer").choice(len(dataset.train_x), size, replace=False))
     x = dataset.train_x[chosen]
     x = statistics.normalise(x if dataset.shape == shape else convert_images(x, shape))
     return PublicSamples(x, dataset.train_y[chosen])
+
+
+def _with_columns_of(private: Dataset, public: Dataset, key: str) -> Dataset:
+    """Return the public data set with its named columns in the private order; both must have the same."""
+    own, foreign = private.feature_names, public.feature_names
+    if own == foreign or not own or not foreign:
+        return public
+    for told, extra in (("lack", set(own) - set(foreign)), ("have", set(foreign) - set(own))):
+        listed = ", ".join(sorted(extra)[:MAX_LISTED_ITEMS]) + ", …" * (len(extra) > MAX_LISTED_ITEMS)
+        refuse_if(
+            extra,
+            f"samples of '{public.name}' {told} columns or categories unlike the private ones: {listed}",
+            key,
+        )
+    order = [foreign.index(name) for name in own]
+    return replace(
+        public, train_x=public.train_x[:, order], test_x=public.test_x[:, order], feature_names=own
+    )
 
 
 def convert_images(x: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:

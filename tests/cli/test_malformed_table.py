@@ -64,6 +64,18 @@ CASES: dict[str, tuple[str, bytes | None, dict[str, Any], tuple[str, ...]]] = {
     "empty JSON lines": ("a.jsonl", b"\n", {}, ("data.args.path", "a.jsonl")),
     "header only": ("a.csv", HEADER.encode() + b"\n", {}, ("a.csv has no rows", "id, age, sex, site, label")),
     "ragged row": ("a.csv", csv("p2,22,F,A"), {}, ("a.csv: row 3 has 4 values for 5 columns",)),
+    "a quote without an end": (
+        "a.csv",
+        csv('p2,22,F,A,"no'),
+        {},
+        ('a.csv, line 4: the quote (") that opens a value here has no closing quote',),
+    ),
+    "a quote that the next quoted value closes": (
+        "a.csv",
+        csv('p2,22,"F,A,no', 'p3,23,"M",B,no'),
+        {},
+        ('a.csv, line 4: the quote (") that opens a value here has no closing quote',),
+    ),
     "duplicate column": (
         "a.csv",
         csv(header="id,age,age,site,label"),

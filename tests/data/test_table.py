@@ -16,6 +16,8 @@ from fedkd.data.dataset import Dataset
 from fedkd.data.federated import load_federated_data
 from fedkd.data.registry import load_dataset
 from fedkd.data.request import SourceRequest
+from fedkd.data.sources.table_file import read_table_file
+from fedkd.errors import UserError
 
 pa = pytest.importorskip("pyarrow")
 pytestmark = pytest.mark.usefixtures("no_report")
@@ -252,3 +254,36 @@ def test_clients_are_a_disjoint_cover_of_the_rows(rows, load, scenario, tmp_path
         assert {rows[int(age)]["site"] for age in these} == {site}
         ages += these
     assert sorted(ages) == [n for n in range(300) if n % 5]
+
+
+def test_quoted_newlines_and_quotes_inside_text_are_values(tmp_path):
+    path = tmp_path / "a.csv"
+    path.write_bytes(
+        b'\xef\xbb\xbf"size\nin cm",note\r\n1,"two\r\nlines"\r\n2,"a ""b"""\r\n3,5" pipe\r\n4,"x"y\r\n5,"\n"'
+    )
+    table = read_table_file(path)
+    assert table.column_names == ["size\nin cm", "note"]
+    assert table["note"].to_pylist() == ["two\r\nlines", 'a "b"', '5" pipe', "xy", "\n"]
+
+
+def test_a_transfer_table_needs_the_same_columns_and_categories(rows, scenario, tmp_path):
+    write(tmp_path / "rows.parquet", rows)
+    args = {"path": "rows.parquet", "columns": COLUMNS}
+    public = {"source": "table", "size": 20, "args": {**args, "path": "public.parquet"}}
+
+    def transfer(changed: list[dict[str, Any]]) -> np.ndarray:
+        write(tmp_path / "public.parquet", changed)
+        given = scenario(
+            dataset="table", args=args, root=str(tmp_path), clients=3, transfer=public, normalise=False
+        )
+        return load_federated_data(given).transfer_x
+
+    reordered = [dict(reversed(row.items())) for row in rows]
+    assert np.array_equal(transfer(reordered), transfer(rows))
+    for other, told in (("d", "lack columns or categories unlike the private ones: kind = c"), ("b", "lack")):
+        renamed = [row | {"kind": other if row["kind"] == "c" else row["kind"]} for row in rows]
+        with pytest.raises(UserError, match=f"data.transfer.source: samples of 'table' {told}"):
+            transfer(renamed)
+    added = [*rows, rows[1] | {"kind": "d"}]
+    with pytest.raises(UserError, match="have columns or categories unlike the private ones: kind = d"):
+        transfer(added)

@@ -67,10 +67,10 @@ def load(request: SourceRequest) -> Dataset:
         test = own_test_split(labels, args["test_share"], args["split_seed"])
     else:
         test = _test_rows(frame[roles.split], f"{path.name}: column '{roles.split}'")
-    kind = None
+    kind, features = None, tuple[str, ...]()
     if roles.text is None:
         refuse_if(args["tokenizer"] is not None, "needs columns.text", "data.args.tokenizer")
-        x = _features(frame, roles, ~test, path, request.progress)
+        x, features = _features(frame, roles, ~test, path, request.progress)
     else:
         texts = _as_text(frame[roles.text]).to_pylist()
         x, size = token_ids(texts, ~test, labels, request, f"{path.name}: column '{roles.text}'")
@@ -79,7 +79,7 @@ def load(request: SourceRequest) -> Dataset:
     if roles.client is not None:
         codes, names = encode(_as_text(frame[roles.client]))
         owners = np.array(names)[codes][~test]
-    return dataset_from_arrays(
+    found = dataset_from_arrays(
         request.name,
         *(x[~test], labels[~test], x[test], labels[test]),
         class_names=classes,
@@ -88,6 +88,7 @@ def load(request: SourceRequest) -> Dataset:
         kind=kind,
         key="data.args",
     )
+    return replace(found, feature_names=features)
 
 
 @dataclass(frozen=True)
@@ -235,7 +236,8 @@ def _test_rows(column: pa.ChunkedArray, where: str) -> np.ndarray:
 
 def _features(
     frame: pa.Table, roles: Roles, train: np.ndarray, path: Path, progress: ProgressCallback
-) -> np.ndarray:
+) -> tuple[np.ndarray, tuple[str, ...]]:
+    """Return the features [n, F] float32 and their F names."""
     import pyarrow as pa
     import pyarrow.compute as pc
 
@@ -247,7 +249,12 @@ def _features(
             refuse_if(count > MAX_CATEGORIES, f"{told} put it under ignore", KEY)
             encoded[name], values = encode(frame[name])
             lists[name] = values + [MISSING] * bool(frame[name].null_count)
-    width = sum(len(lists.get(name, [name])) for name in roles.features)
+    names = [
+        f"{name} = {value}" if name in lists else name
+        for name in roles.features
+        for value in lists.get(name, [name])
+    ]
+    width = len(names)
     check_memory_budget(4 * frame.num_rows * width, f"{path} takes", "data.args")
     x, start = np.zeros((frame.num_rows, width), np.float32), 0
     for name in roles.features:
@@ -260,7 +267,7 @@ def _features(
         start += len(lists[name])
         more = f", … ({len(lists[name])} in all)" if len(lists[name]) > MAX_LISTED_ITEMS else ""
         progress(f"{path.name}: {name} is one of {', '.join(lists[name][:MAX_LISTED_ITEMS])}{more}")
-    return x
+    return x, tuple(names)
 
 
 def _filled(column: pa.ChunkedArray, train: np.ndarray, where: str) -> np.ndarray:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import re
 from collections import Counter
+from mmap import ACCESS_READ, mmap
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -71,6 +72,7 @@ def _read(path: Path, suffix: str) -> pa.Table:
         block = json.ReadOptions(use_threads=False, block_size=min(path.stat().st_size + 1, 2**31 - 1))
         table = json.read_json(path, read_options=block)
         return table.select(sorted(table.column_names))
+    _check_quotes(path, SEPARATORS[suffix])
     return _read_csv(path, SEPARATORS[suffix])
 
 
@@ -114,6 +116,24 @@ def _check_text(path: Path) -> None:
             except UnicodeDecodeError as error:
                 raise UserError(told.format(start + error.start), key=KEY) from None
             start += len(chunk)
+
+
+def _check_quotes(path: Path, separator: str) -> None:
+    """Raise a `UserError` for a quote without a closing one: its value would contain the next rows.
+
+    A quoted value may contain newlines. Its closing quote stands before a separator or the end of a line.
+    """
+    field = rf"(?:(?<![^{separator}\r\n])|(?<=\A\xef\xbb\xbf))\""  # a quote elsewhere is text
+    closed = rf"(?:[^\"]++|\"\")*+\"(?:\Z|(?=[ {separator}\r\n]))"
+    before_text = r"(?:[^\"\r\n]++|\"\")*+\"(?!\")"
+    good = re.compile(rf"(?:[^\"]++|{field}(?:{closed}|{before_text})|(?!{field})\")*+".encode("latin-1"))
+    with path.open("rb") as file, mmap(file.fileno(), 0, access=ACCESS_READ) as data:
+        match = good.match(data)
+        assert match is not None
+        if (opened := match.end()) < len(data):
+            line = data[:opened].count(b"\n") + 1
+            told = f'{path}, line {line}: the quote (") that opens a value here has no closing quote;'
+            raise UserError(f"{told} a quote inside a quoted value is written twice", key=KEY)
 
 
 def clean_column(table: pa.Table, name: str, path: Path, *, numbers: str) -> pa.ChunkedArray:
