@@ -13,7 +13,7 @@ from fedkd.errors import FedkdError, Interrupted, RunFailed, described, one_line
 from fedkd.plan import check_continuation, resolve_plan
 from fedkd.scenario import result_relevant_keys, scenario_from_json, with_choices_of
 from fedkd.simulation import ERROR_FILE, resume, run
-from fedkd.storage import write_text_atomically
+from fedkd.storage import shared_between_runs, write_text_atomically
 from fedkd.tracking import SCENARIO_FILE, RunObserver, read_run_plan
 
 Status = Literal["done", "failed", "interrupted", "pending", "pruned"]
@@ -56,7 +56,8 @@ def run_cell(
             engine |= {} if gpus is None else {"gpus_per_actor": gpus}
             changes = {"engine": scenario.engine.model_copy(update=engine)}
             plan = resolve_plan(scenario.model_copy(update=changes), written=False)
-            run(plan, out=path, observers=observers, progress=False, report=False)
+            with shared_between_runs():
+                run(plan, out=path, observers=observers, progress=False, report=False)
         seal(path)
     except (Interrupted, KeyboardInterrupt):
         return outcome("interrupted")

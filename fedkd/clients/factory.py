@@ -1,6 +1,6 @@
 """The factory of clients, from a plan and the federation's data."""
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -29,6 +29,21 @@ from fedkd.plan import Plan, evaluated_clients, make_auxiliaries
 from fedkd.randomness import derive_seed
 from fedkd.training import make_executor, prepare_inputs, prepare_model, resolve_device, weights_of
 
+NOT_OF_STEPS = frozenset(
+    {
+        *("name", "seed", "rounds", "clients_per_round", "evaluate", "evaluate_every", "evaluate_clients"),
+        *("metrics", "end_with", "checkpoint_every", "data", "heterogeneity", "engine", "tracking"),
+    }
+)
+"""Keys of a scenario that decide a training step only by its tensors, or not at all."""
+
+
+def steps_key(plan: Plan) -> Hashable:
+    """Return a key of all settings that a recorded step may contain."""
+    engine = plan.scenario.engine
+    settings = plan.scenario.model_dump_json(exclude=set(NOT_OF_STEPS))
+    return settings, engine.device, engine.threads_per_client
+
 
 class ClientFactory:
     """Makes the clients of one process.
@@ -45,7 +60,9 @@ class ClientFactory:
             model.load()
         training = plan.scenario.training
         self._fast = training.fast
-        self._executor = make_executor(training.executor, training.vmap_size, fast=training.fast)
+        self._executor = make_executor(
+            training.executor, training.vmap_size, fast=training.fast, steps=steps_key(plan)
+        )
         self._test_sample = draw_test_sample(plan, data)
         self._evaluated = frozenset(evaluated_clients(plan.scenario))
         self._measured = Measured()

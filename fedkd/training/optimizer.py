@@ -82,6 +82,17 @@ def _of_parameters(spec: OptimizerSpec, parameters: Iterable[Tensor]) -> torch.o
     raise UserError(told, key="training.optimizer")
 
 
+def begin_adam(optimizer: torch.optim.Optimizer) -> bool:
+    """Make the state before the first step of a fused Adam, as it would itself; False: it is another one."""
+    if not isinstance(optimizer, torch.optim.Adam) or not optimizer.defaults["fused"]:
+        return False
+    for parameter in (parameter for group in optimizer.param_groups for parameter in group["params"]):
+        moments = {slot: torch.zeros_like(parameter) for slot in ("exp_avg", "exp_avg_sq")}
+        step = torch.zeros((), dtype=torch.float32, device=parameter.device)
+        optimizer.state[parameter] = {"step": step, **moments}
+    return True
+
+
 def step_schedule(optimizer: torch.optim.Optimizer, name: str, steps: int) -> LRScheduler | None:
     """Return the schedule of the learning rate from step to step; None: it is constant.
 

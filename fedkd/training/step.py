@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from fedkd.training.fast.known_modules import all_recordable
 from fedkd.training.fast.replay import Replays
 from fedkd.training.job import TrainJob
+from fedkd.training.optimizer import begin_adam
 from fedkd.training.optimizer_state import names_of, optimizer_state
 
 
@@ -31,7 +32,8 @@ class Stepper:
             self._corrected = [parameter for parameter in job.model.parameters() if parameter.requires_grad]
         self._replays = replays if _replayable(job) else None
         # An optimiser may create its state in its first step, which a recording would not repeat.
-        self._plain_steps = 1 if job.optimizer.slots else 0
+        begun = self._replays is not None and job.optimizer_state is None and begin_adam(optimizer)
+        self._plain_steps = 1 if job.optimizer.slots and not begun else 0
         self._kind: Hashable | None = None
         self._changed: list[Tensor] = []
         self._read: list[Tensor] = []

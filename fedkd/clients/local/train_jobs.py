@@ -67,6 +67,7 @@ class TrainJobs:
         self._scenario, self._strategy = plan.scenario, plan.strategy
         self._network, self._auxiliaries = network, auxiliaries
         self._draws = Draws(plan.scenario.seed, index)
+        self._group = plan.groups[index].model_dump_json()
         self._device = next(network.parameters()).device
         self._task = plan.task
 
@@ -280,7 +281,7 @@ class TrainJobs:
 
     def _kind(self, purpose: str, *details: Hashable) -> Hashable:
         """Return the key of a job of all clients of the same group (see `TrainJob.kind`)."""
-        return (purpose, id(self._plan.groups[self._index]), *details)
+        return (purpose, self._group, *details)
 
 
 def _probabilities_kl(model: nn.Module, inputs: Tensor, wanted: Tensor) -> Tensor:

@@ -36,6 +36,12 @@ class Replays:
         self._refused: set[Hashable] = set()
         self._astray: dict[Hashable, int] = {}
 
+    def begin_run(self) -> None:
+        """Let every recording reproduce one step of the next run before it is used there."""
+        self._unproved |= self._proved
+        self._proved.clear()
+        self._astray.clear()
+
     def number(self, kind: Hashable) -> int:
         """Return a number for a kind, equal for equal kinds and quicker to hash."""
         if kind not in self._numbers:

@@ -9,8 +9,10 @@ from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
 from fedkd.plugins import contain_plugin
+from fedkd.storage import once_for_runs
 from fedkd.training.executor import Executor, LoopExecutor
 from fedkd.training.fast.known_modules import reached_into
+from fedkd.training.fast.replay import Replays
 from fedkd.training.job import FitResult, TrainJob
 from fedkd.training.loop import all_finite, batch_starts, diverged, sum_over_samples
 from fedkd.training.majority_guessing import TrainingHits
@@ -19,6 +21,9 @@ from fedkd.training.optimizer_state import load_optimizer_state, names_of, optim
 from fedkd.training.step import add_to_gradients
 
 Tensors = dict[str, Tensor]
+
+RECORDINGS_BYTES = 2**20
+"""Rough size of the recorded steps of a run."""
 
 
 class VectorisedExecutor:
@@ -71,9 +76,19 @@ class VectorisedExecutor:
             return [error] * len(jobs)
 
 
-def make_executor(name: str, together: int, *, fast: bool = True) -> Executor:
-    """Return the executor ``"loop"`` or ``"vectorised"`` (arguments: `VectorisedExecutor`)."""
-    return VectorisedExecutor(together, fast=fast) if name == "vectorised" else LoopExecutor(fast=fast)
+def make_executor(name: str, together: int, *, fast: bool = True, steps: Hashable = None) -> Executor:
+    """Return the executor ``"loop"`` or ``"vectorised"`` (arguments: `VectorisedExecutor`).
+
+    `steps` is a key of everything besides a step's kind that decides it. Runs of a process with an equal key
+    share recorded steps; None: not even then.
+    """
+    if name == "vectorised":
+        return VectorisedExecutor(together, fast=fast)
+    if steps is None or not fast:
+        return LoopExecutor(fast=fast)
+    replays = once_for_runs(("steps", steps), Replays, lambda _: RECORDINGS_BYTES)
+    replays.begin_run()
+    return LoopExecutor(replays)
 
 
 class NotForVmapError(Exception):
