@@ -64,7 +64,7 @@ def draw_with_replacement(
         told = f"a client cannot draw a sample twice; there are {len(labels)} private samples{parted},"
         raise UserError(f"{told} got {scheme.samples_per_client}", key=SIZE)
     wanted = tuple(np.minimum(own, pool.size) for own, pool in zip(wanted, pools, strict=True))
-    drawn = []
+    drawn: list[tuple[np.ndarray, np.ndarray]] = []
     for start in range(0, clients, BLOCK):
         block = range(start, min(start + BLOCK, clients))
         rngs = [numpy_generator(seed, "partition", client=client, task=task) for client in block]
