@@ -47,6 +47,17 @@ def test_a_thousand_clients_use_all_images(script, words):
             assert (scenario.data.transfer.size, scenario.evaluate_clients) == (transfer, evaluated)
 
 
+def test_fusions_of_all_sizes_and_neighbours_are_listed(script, capsys):
+    script.fusions(argparse.Namespace(sizes=[5, 20], repeats=1))
+    _, _, *rows = capsys.readouterr().out.splitlines()
+    assert [row.split(" | ")[:2] for row in rows] == [
+        ["| 5", "all"],
+        ["| 5", "10"],
+        ["| 20", "all"],
+        ["| 20", "10"],
+    ]
+
+
 def test_the_first_round_is_left_out(script):
     timings = [{"phase": "train", "seconds": seconds} for seconds in (9.0, 2.0, 3.0, 7.0)]
     run = script.Measured([10.0, 12.0, 15.0, 19.0], timings, 1.0)
