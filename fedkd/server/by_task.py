@@ -45,10 +45,10 @@ class TaskwiseFusion:
         self._by_task: dict[int, Fusing] = {}
 
     def move(self, task_of: Mapping[int, int]) -> None:
-        """Set every client's task; without a cache, tasks without clients are dropped."""
+        """Set clients' tasks, the first by default; without a cache, drop tasks without clients."""
         if not self._strategy.capabilities.fuses_by_task:
             return
-        self._at = set(task_of.values())
+        self._at = set(task_of.values()) or {0}
         self._task_of = dict(task_of) if any(self._at) else {}
         if self._knowledge_cache is None:
             self._by_task = {task: fusing for task, fusing in self._by_task.items() if task in self._at}

@@ -4,7 +4,6 @@ at once.
     python scripts/bench/scale.py [--sizes 1000 100000] [--rounds 20] [--repeats 3] [--engine inline]
         [--live 500] [--short]
     python scripts/bench/scale.py --thousand [--rounds 3] [--repeats 3]
-    python scripts/bench/scale.py --fusion [--sizes 1000 3000 10000] [--repeats 3]
 
 Every run is a process of its own, with its own Ray. Runs of the two sizes take turns, and round times are
 compared pair by pair. Of a run are printed the seconds until its first round, the median seconds of a round
@@ -14,8 +13,6 @@ memory of all its processes; what several of them share counts once, where Linux
 
 With ``--thousand`` the 1,000 clients of KnFu have models and samples of the usual size: Fashion-MNIST, of
 whose training images each has 59, and 10,000 test images. Printed is what the parts of a round take.
-
-With ``--fusion`` KnFu fuses random predictions of so many clients, without a run: 200 samples, ten classes.
 """
 
 from __future__ import annotations
@@ -36,15 +33,9 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from fedkd.errors import told_in_one_line
-from fedkd.fusion.distillation.knfu import KnFu
-from fedkd.fusion.math.weight_blocks import fusion_memory
-from fedkd.fusion.strategy import Knowledge
 from fedkd.simulation.runner import run
 from fedkd.tracking.events import RoundReport, RunObserver
-from fedkd.training import one_blas_thread
 
 SIZES = (1_000, 10_000)
 STRATEGIES: dict[str, dict[str, Any]] = {"FedAvg": {"strategy": "flwr:FedAvg"}, "KnFu": {"strategy": "knfu"}}
@@ -56,8 +47,6 @@ MODELS: dict[str, dict[str, Any]] = {
 }
 CASES = ((1_000, 1_000), (200, 1_000), (1_000, 100), (200, 100))
 """Transfer samples, and clients that are evaluated."""
-FUSED = (1_000, 3_000, 10_000)
-NEIGHBOURS = (None, 10)
 
 
 class Watch(RunObserver):
@@ -123,7 +112,8 @@ def one_run(tables: dict[str, Any]) -> None:
         run(tables, out=Path(folder) / "run", observers=[watch])
         lines = (Path(folder) / "run" / "timings.jsonl").read_text().splitlines()
     timings = [json.loads(line) for line in lines]
-    print(json.dumps({"ended": watch.ended, "timings": timings, "driver": peak_memory()}))
+    driver = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
+    print(json.dumps({"ended": watch.ended, "timings": timings, "driver": driver}))
 
 
 @dataclass(frozen=True)
@@ -171,40 +161,6 @@ def measured(tables: dict[str, Any]) -> Measured:
     if process.returncode > 0:  # it has told why
         raise SystemExit(process.returncode)
     return Measured(**json.loads(told.strip().splitlines()[-1]), peak=peak / 1e9)
-
-
-def peak_memory() -> float:
-    """Return the GB of memory that this process has had at most."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
-
-
-def one_fusion(clients: int, neighbours: int | None) -> None:
-    """Fuse random predictions in this process, and print what it took."""
-    generator = np.random.default_rng(0)
-    logits = generator.standard_normal((clients, 200, 10), dtype=np.float32)
-    logits += np.log(generator.dirichlet(np.ones(10), (clients, 1)) + 1e-6).astype(np.float32)
-    knowledge = Knowledge(clients=tuple(range(clients)), logits=logits, samples=np.full(clients, 20))
-    started = time.process_time()
-    with one_blas_thread():
-        KnFu(neighbours=neighbours).fuse(knowledge, {})
-    print(json.dumps({"seconds": time.process_time() - started, "driver": peak_memory()}))
-
-
-def fusions(words: argparse.Namespace) -> None:
-    """Print what fusions of many clients' predictions take, each in a process of its own."""
-    row("clients", "neighbours", "processor time", "peak memory", "estimate of the fusion")
-    row(*["--:"] * 5)
-    for clients in words.sizes:
-        for neighbours in NEIGHBOURS:
-            command = [sys.executable, __file__, "--one", json.dumps([clients, neighbours])]
-            runs = [json.loads(subprocess.check_output(command)) for _ in range(words.repeats)]
-            row(
-                f"{clients:,}",
-                "all" if neighbours is None else neighbours,
-                f"{statistics.median(run['seconds'] for run in runs):.1f} s",
-                f"{max(run['driver'] for run in runs):.2f} GB",
-                f"{fusion_memory(clients, 200, 10) / 1e9:.2f} GB",
-            )
 
 
 def family_of(process: int) -> list[int]:
@@ -311,19 +267,14 @@ def main() -> None:
     parser.add_argument("--live", type=int, help="engine.live_clients; absent: its default")
     parser.add_argument("--short", action="store_true", help="few clients and rounds, to see that it works")
     parser.add_argument("--thousand", action="store_true", help="1,000 clients of KnFu of the usual size")
-    parser.add_argument("--fusion", action="store_true", help="fusions of KnFu alone, without a run")
     parser.add_argument("--one", help=argparse.SUPPRESS)
     words = parser.parse_args()
     if words.one is not None:
-        tables = json.loads(words.one)
-        return one_fusion(*tables) if isinstance(tables, list) else one_run(tables)
+        return one_run(json.loads(words.one))
     if words.short:
         words.sizes, words.sampled, words.rounds, words.repeats = words.sizes or (20, 100), 10, 2, 1
-    words.sizes = words.sizes or (FUSED if words.fusion else SIZES)
+    words.sizes = words.sizes or SIZES
     engine = f"{words.engine}, {os.cpu_count()} CPUs, Python {platform.python_version()}"
-    if words.fusion:
-        print(f"KnFu's fusion, medians of {words.repeats} runs; {engine}\n")
-        return fusions(words)
     if words.thousand:
         print(f"{SIZES[0]:,} clients of KnFu, medians of {words.repeats} runs; {engine}\n")
         return a_thousand(words)
