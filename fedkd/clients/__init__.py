@@ -12,6 +12,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "STATES_PER_BATCH",
             "build_checked_models",
             "estimate_client_bytes",
+            "estimate_fusion_bytes",
             "max_resident_clients",
         ],
         "evaluation.common_sample": ["with_test_sample"],

@@ -5,6 +5,7 @@ from .costs.arithmetic import estimate_workload as estimate_workload
 from .costs.model_memory import STATES_PER_BATCH as STATES_PER_BATCH
 from .costs.model_memory import build_checked_models as build_checked_models
 from .costs.model_memory import estimate_client_bytes as estimate_client_bytes
+from .costs.model_memory import estimate_fusion_bytes as estimate_fusion_bytes
 from .costs.model_memory import max_resident_clients as max_resident_clients
 from .evaluation.common_sample import with_test_sample as with_test_sample
 from .evaluation.fusion_effect import SPLITS as SPLITS

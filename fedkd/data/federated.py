@@ -215,18 +215,21 @@ def _private_samples(
     task: int | None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return all private samples [S, *input_shape], normalised and skewed, and labels [S]."""
-    stored, true = dataset.train_x[split.private], dataset.train_y[split.private]
-    x, y = statistics.normalise(stored), true.copy()
+    y = dataset.train_y[split.private]
+    if len(split.private) > len(dataset.train_y):  # drawn with replacement: fewer to normalise
+        x = statistics.normalise(dataset.train_x)[split.private]
+    else:
+        x = statistics.normalise(dataset.train_x[split.private])
     # Held-out samples are like training samples, wrong labels included.
     mislabelled = split.shares if split.validates else split.train_bounds
     for client, drawn in enumerate(skew):
         own, noisy = slice(*split.shares[client]), slice(*mislabelled[client])
         if drawn.angle or drawn.colour:
-            x[own] = statistics.normalise(skew_images(stored[own], drawn))
+            stored = dataset.train_x[split.private[own]]
+            x[own] = statistics.normalise(skew_images(stored, drawn))
         if drawn.noise:
             x[own] = add_noise(x[own], drawn.noise, numpy_generator(seed, "noise", client=client, task=task))
-        if true.dtype.kind == "f":
-            continue
-        rng = numpy_generator(seed, "label-noise", client=client, task=task)
-        y[noisy] = replace_labels(true[noisy], dataset.classes, drawn.label_noise, rng)
+        if drawn.label_noise:
+            rng = numpy_generator(seed, "label-noise", client=client, task=task)
+            y[noisy] = replace_labels(y[noisy], dataset.classes, drawn.label_noise, rng)
     return x, y

@@ -1,6 +1,7 @@
 """Warnings about clients that learned nothing from their own samples, once for each task."""
 
 from collections.abc import Mapping
+from functools import cached_property
 from typing import Any
 
 from flwr.app import Message
@@ -37,14 +38,17 @@ class ChanceWatch:
             self._recorder.warning(AT_CHANCE, round=round, client=client, task=task, **figures)
         return self._line(round, task_of, figures)
 
+    @cached_property
+    def _names(self) -> list[str]:
+        return architecture_names(self._plan.groups)
+
     def _line(self, round: int, task_of: Mapping[int, int | None], figures: Mapping[str, float]) -> str:
         task, *others = set(task_of.values())
         what = "" if task is None else f" on task {task + 1}/{task_count(self._plan.scenario)}"
         if others:
             what = " on their tasks"
         when = f"last training{what} (round {round} of {self._plan.last_round})"
-        names = architecture_names(self._plan.groups)
-        named = [f"client {client} ({names[client]})" for client in task_of]
+        named = [f"client {client} ({self._names[client]})" for client in task_of]
         if len(named) > 1:
             more = f" and {len(named) - NAMED} more" if len(named) > NAMED else ""
             return (

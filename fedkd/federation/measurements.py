@@ -13,6 +13,7 @@ from fedkd.federation.messages import records as msg
 from fedkd.federation.messages.records import metrics_of
 from fedkd.federation.messages.server_gate import TRAIN_FIGURES, TRAIN_LOSS
 from fedkd.fusion import (
+    BlockedWeights,
     best_sender_hits,
     chance_accuracy,
     effective_neighbours,
@@ -78,7 +79,11 @@ class Measurements:
         write_neighbours(self._folder, round, report.clients, *tables, run=self._run)
         if report.heard is not None:
             self._recorder.metric("predictions_heard", report.heard, round=round, split="train")
-        counts = dict(zip(report.clients, effective_neighbours(report.weights).tolist(), strict=True))
+        weights = report.weights
+        effective = (
+            weights.effective if isinstance(weights, BlockedWeights) else effective_neighbours(weights)
+        )
+        counts = dict(zip(report.clients, effective.tolist(), strict=True))
         receivers = {client: counts[client] for client in report.present}
         return self._record(round, "train", "effective_neighbours", receivers)
 

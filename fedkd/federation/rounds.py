@@ -229,6 +229,9 @@ class Rounds:
         return self._record_training(round, replies), self._measurements.evaluation(round, replies)
 
     def _tasks(self, round: int) -> dict[int, int]:
+        """Return every client's task; nothing without a stream, where all are at the first."""
+        if self._plan.scenario.continual is None:
+            return {}
         return {client: task or 0 for client, task in enumerate(self._schedule.tasks(round))}
 
     def _wait_for_all(self, round: int, sent: Sequence[Message], replies: Mapping[int, Message]) -> None:

@@ -53,6 +53,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "math.left_out": ["leave_one_out_is_cheap", "leave_one_out_shift"],
         "math.neighbour_weights": ["effective_neighbours"],
         "math.probabilities": ["finite_logits", "softmax"],
+        "math.weight_blocks": ["KEPT", "BlockedWeights", "largest"],
         "prototypes.label_means": ["label_means"],
         "registry": [
             "STRATEGIES",

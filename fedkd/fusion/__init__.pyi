@@ -48,6 +48,9 @@ from .math.left_out import leave_one_out_shift as leave_one_out_shift
 from .math.neighbour_weights import effective_neighbours as effective_neighbours
 from .math.probabilities import finite_logits as finite_logits
 from .math.probabilities import softmax as softmax
+from .math.weight_blocks import KEPT as KEPT
+from .math.weight_blocks import BlockedWeights as BlockedWeights
+from .math.weight_blocks import largest as largest
 from .prototypes.label_means import label_means as label_means
 from .registry import STRATEGIES as STRATEGIES
 from .registry import load_strategy_class as load_strategy_class

@@ -34,11 +34,15 @@ class RoundExtent:
 
 
 class ServerCost:
-    """Mixin: estimate of a fusion's arithmetic, ``class Mine(ServerCost, FusionStrategy)``."""
+    """Mixin: estimates of a fusion's arithmetic and memory, ``class Mine(ServerCost, FusionStrategy)``."""
 
     def server_cost(self, extent: RoundExtent) -> float:
         """Return the approximate operations of products and convolutions of a fusion."""
         return 0.0
+
+    def server_memory(self, extent: RoundExtent) -> int:
+        """Return the approximate bytes of a fusion; 0: unknown."""
+        return 0
 
 
 class ServerModel(ServerCost):

@@ -13,6 +13,7 @@ from fedkd.fusion.auxiliary import AuxNetworks
 from fedkd.fusion.capabilities import Capabilities
 from fedkd.fusion.kinds import Kind
 from fedkd.fusion.local_objective import LocalObjective
+from fedkd.fusion.math.weight_blocks import BlockedWeights
 from fedkd.fusion.server_cost import ServerCost
 from fedkd.fusion.views import Arrays, ClientView, Distillation, Network, ServerModels
 
@@ -117,7 +118,7 @@ class Guidance:
     """
 
     targets: np.ndarray | None
-    weights: np.ndarray | None = None
+    weights: np.ndarray | BlockedWeights | None = None
     memory: dict[str, np.ndarray] = field(default_factory=dict)
     shared: Arrays = field(default_factory=dict)
     personal: Sequence[Arrays] = ()

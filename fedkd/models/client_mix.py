@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from fractions import Fraction
+from math import lcm
 from typing import Any
 
 from fedkd.scenario import ClientGroup, Scenario
@@ -12,10 +13,10 @@ def client_models(scenario: Scenario) -> list[ClientGroup]:
     groups, clients = scenario.clients, scenario.data.clients
     counts = apportion(clients, [group.share for group in groups])
     # The j-th of k clients of a group belongs in the middle of the j-th of k equal parts.
+    # Their places are counted in units of clients / (2 · whole), which makes them integers.
+    whole = lcm(*filter(None, counts))
     wishes = sorted(
-        (Fraction(clients * (2 * j + 1), 2 * count), index)
-        for index, count in enumerate(counts)
-        for j in range(count)
+        ((2 * j + 1) * (whole // count), index) for index, count in enumerate(counts) for j in range(count)
     )
     return [groups[index] for _, index in wishes]
 
@@ -23,7 +24,8 @@ def client_models(scenario: Scenario) -> list[ClientGroup]:
 def architecture_names(groups: Sequence[ClientGroup]) -> list[str]:
     """Return every group's architecture name, with the arguments that differ between equal names."""
     kinds: dict[str, list[dict[str, Any]]] = {}
-    for group in groups:
+    distinct = {id(group): group for group in groups}
+    for group in distinct.values():
         kinds.setdefault(group.model, [])
         if group.args not in kinds[group.model]:
             kinds[group.model].append(group.args)
@@ -34,7 +36,8 @@ def architecture_names(groups: Sequence[ClientGroup]) -> list[str]:
         told = ", ".join(f"{key}={value}" for key, value in own.items())
         return f"{group.model} ({told})" if own else group.model
 
-    return [name(group) for group in groups]
+    names = {key: name(group) for key, group in distinct.items()}
+    return [names[id(group)] for group in groups]
 
 
 def apportion(clients: int, shares: list[float]) -> list[int]:

@@ -41,7 +41,7 @@ class Participation:
 
     def present(self, members: Sequence[int], round: int) -> tuple[int, ...]:
         """Return the members that take part in a round (from 1), ascending."""
-        sampled = list(members)
+        sampled = members
         if self.clients_per_round is not None and self.clients_per_round < len(members):
             generator = numpy_generator(self.seed, "cohort", round=round)
             places = generator.choice(len(members), self.clients_per_round, replace=False)
@@ -125,7 +125,8 @@ class Schedule:
     def participants(self, round: int) -> tuple[int, ...]:
         """Return the clients that take part in a round, ascending."""
         there = [span.first <= round <= span.last for span in self._spans(round)]
-        return self.participation.present(self._whose(there), round)
+        members = range(self.clients) if all(there) else self._whose(there)
+        return self.participation.present(members, round)
 
     def _span(self, client: int, round: int) -> Span:
         return self.course(client)[self.place(client, round)]

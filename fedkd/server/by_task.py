@@ -40,17 +40,18 @@ class TaskwiseFusion:
     ) -> None:
         self._strategy, self._known, self._knowledge_cache = strategy, known, knowledge_cache
         self._backward, self._exponent, self._peers = backward, exponent, peers
-        self._task_of: dict[int, int] = {}
+        self._task_of: dict[int, int] = {}  # empty: all clients are at the first task
+        self._at: set[int] = set()
         self._by_task: dict[int, Fusing] = {}
 
     def move(self, task_of: Mapping[int, int]) -> None:
-        """Set every client's task; without a cache, tasks without clients are dropped."""
+        """Set clients' tasks, the first by default; without a cache, drop tasks without clients."""
         if not self._strategy.capabilities.fuses_by_task:
             return
-        self._task_of = dict(task_of)
+        self._at = set(task_of.values()) or {0}
+        self._task_of = dict(task_of) if any(self._at) else {}
         if self._knowledge_cache is None:
-            at = set(task_of.values())
-            self._by_task = {task: fusing for task, fusing in self._by_task.items() if task in at}
+            self._by_task = {task: fusing for task, fusing in self._by_task.items() if task in self._at}
 
     def task_of(self, client: int | None) -> int:
         """Return a client's task; the first for an unknown client (None)."""
@@ -68,9 +69,10 @@ class TaskwiseFusion:
     def of(self, client: int | None) -> Fusing:
         return self.at(self.task_of(client))
 
-    def of_clients(self, clients: Iterable[int | None]) -> dict[int, Fusing]:
+    def of_clients(self, clients: Collection[int | None]) -> dict[int, Fusing]:
         """Return the fusing of every task of some clients, by task, ascending."""
-        return {task: self.at(task) for task in sorted({self.task_of(client) for client in clients})}
+        tasks = {self.task_of(client) for client in clients} if self._task_of else {0} if clients else set()
+        return {task: self.at(task) for task in sorted(tasks)}
 
     def take_old(self, client: int | None) -> dict[int, GuidanceParcel]:
         """Take a client's newest waiting guidance of other known tasks, by task."""
@@ -89,7 +91,7 @@ class TaskwiseFusion:
         If no client is known, the first task begins.
         """
         for task, fusing in self.of_clients(clients or [None]).items():
-            fusing.begin([client for client in clients if self.task_of(client) == task])
+            fusing.begin([c for c in clients if self.task_of(c) == task] if self._task_of else clients)
 
     def fuse(
         self, round: int, uploads: Mapping[int, Upload], everyone: Iterable[int], *, awaited: int = 0
@@ -101,8 +103,8 @@ class TaskwiseFusion:
         sent = 0
         for task, fusing in self.of_clients(uploads).items():
             own = {client: upload for client, upload in uploads.items() if self.task_of(client) == task}
-            here = [client for client in known if self.task_of(client) == task]
-            elsewhere = set(known).difference(here)
+            here = [c for c in known if self.task_of(c) == task] if self._task_of else known
+            elsewhere = set(known).difference(here) if self._task_of else ()
             sent += fusing.fuse(round, own, here, elsewhere, backward=self._backward, awaited=awaited)
         if self._knowledge_cache is not None and self._knowledge_cache.megabytes is not None:
             evict(self._caches(), int(self._knowledge_cache.megabytes * 1e6))
@@ -134,7 +136,7 @@ class TaskwiseFusion:
     def restore(self, arrays: Mapping[str, np.ndarray]) -> None:
         """Continue from a `state`, after `move`."""
         saved = group_by_number(strip_prefix(TASK, arrays))
-        for task in sorted(saved.keys() | set(self._task_of.values())):
+        for task in sorted(saved.keys() | self._at):
             self.at(task).restore(saved.get(task, {}))
 
 

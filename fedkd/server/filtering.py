@@ -92,7 +92,7 @@ def _mixed(
         pairs = [filtered_mixture(own[None], mixed, keep) for own, keep in zip(weights, keeps, strict=True)]
         targets, taught = (np.concatenate(parts) for parts in zip(*pairs, strict=True))
     else:
-        targets, taught = filtered_mixture(weights, mixed, next(keeps))
+        targets, taught = filtered_mixture(np.asarray(weights), mixed, next(keeps))
     if taught.all():
         return replace(guidance, targets=targets, mixed=None)
     return _personal(guidance, targets, taught, knowledge)

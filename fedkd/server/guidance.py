@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from fedkd.fusion import Arrays, Guidance, Knowledge, check_arrays
+from fedkd.fusion import Arrays, BlockedWeights, Guidance, Knowledge, check_arrays
 
 TARGETS = "targets"
 SAMPLES = "samples"
@@ -61,7 +61,7 @@ def check_guidance(guidance: Guidance, knowledge: Knowledge) -> None:
         check_arrays(given, "a client's guidance")
         for name, values in given.items():
             _check_numbers(values, name)
-    if guidance.weights is not None:
+    if guidance.weights is not None and not isinstance(guidance.weights, BlockedWeights):
         _check_table(guidance.weights, "weights", [[len(clients)] * 2])
     if guidance.distances is not None:
         _check_table(guidance.distances, "distances", [[len(clients)] * 2])

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fedkd.fusion import Guidance, leave_one_out_is_cheap, leave_one_out_shift
+from fedkd.fusion import BlockedWeights, Guidance, leave_one_out_is_cheap, leave_one_out_shift
 
 
 @dataclass(frozen=True, eq=False)
@@ -20,7 +20,7 @@ class FusionReport:
     """
 
     clients: tuple[int, ...]
-    weights: np.ndarray
+    weights: np.ndarray | BlockedWeights
     present: tuple[int, ...]
     distances: np.ndarray | None = None
     left_out: np.ndarray | None = None
@@ -44,13 +44,16 @@ class Links:
 
 
 def report_of(
-    guidance: Guidance, weights: np.ndarray, clients: tuple[int, ...], present: tuple[int, ...]
+    guidance: Guidance,
+    weights: np.ndarray | BlockedWeights,
+    clients: tuple[int, ...],
+    present: tuple[int, ...],
 ) -> FusionReport:
     """Return the report of some guidance with weights `[N, N]` among N clients."""
     mixed = guidance.mixed
-    moves = (
-        leave_one_out_shift(weights, mixed) if mixed is not None and leave_one_out_is_cheap(mixed) else None
-    )
+    moves = None
+    if mixed is not None and isinstance(weights, np.ndarray) and leave_one_out_is_cheap(mixed):
+        moves = leave_one_out_shift(weights, mixed)
     return FusionReport(clients, weights, present, guidance.distances, moves)
 
 
@@ -65,7 +68,7 @@ def merged_reports(reports: Sequence[FusionReport]) -> FusionReport:
         parts = [(own, values) for own, values in found if values is not None]
         return _merged(clients, parts, np.nan) if parts else None
 
-    weights = _merged(clients, [(report.clients, report.weights) for report in reports], 0.0)
+    weights = _merged(clients, [(report.clients, np.asarray(report.weights)) for report in reports], 0.0)
     told = [(report.heard, len(report.clients)) for report in reports if report.heard is not None]
     return FusionReport(
         clients=tuple(clients),

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from fedkd.data import Data
     from fedkd.plan import Plan
 
+LARGE_FUSION = 100_000_000
+
 
 def exchanged(plan: Plan, model: Any) -> int:
     """Return the number of a model's parameters that a weight-averaging strategy exchanges."""
@@ -69,6 +71,14 @@ def kept_rows(plan: Plan, data: Data, parameters: int) -> Iterator[str]:
         each = _tried(plan, data)[0] / max(len(_first_to_train(plan)[1]), 1)
     told = f"about {format_bytes(int(kept * each))} in memory between rounds"
     yield row("", f"{told}: at most {count_noun(kept, 'upload')}")
+
+
+def fusion_rows(plan: Plan, data: Data) -> Iterator[str]:
+    """Yield the memory of a large fusion on the server."""
+    from fedkd.clients import estimate_fusion_bytes
+
+    if (needed := estimate_fusion_bytes(plan, data)) >= LARGE_FUSION:
+        yield row("", f"about {format_bytes(needed)} in memory during a fusion")
 
 
 def _first_to_train(plan: Plan) -> tuple[int, list[int]]:

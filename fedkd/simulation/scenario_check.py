@@ -11,7 +11,15 @@ import numpy as np
 from fedkd.errors import UserError
 from fedkd.scenario import toml_value
 from fedkd.simulation.check_data import data_rows, row, stream_rows
-from fedkd.simulation.check_traffic import evaluation, exchanged, kept_rows, measure_rows, sketches, traffic
+from fedkd.simulation.check_traffic import (
+    evaluation,
+    exchanged,
+    fusion_rows,
+    kept_rows,
+    measure_rows,
+    sketches,
+    traffic,
+)
 from fedkd.tracking import count_noun, format_bytes
 
 if TYPE_CHECKING:
@@ -46,6 +54,7 @@ def check_plan(plan: Plan, progress: Callable[[str], None] | None = None) -> Ite
     yield row("clients", told + ("" if evaluated is None else f", {evaluated} are evaluated"))
     yield row("traffic", traffic(plan, data, parameters))
     yield from kept_rows(plan, data, parameters)
+    yield from fusion_rows(plan, data)
     if sketches:
         yield row("", sketches)
     yield row("evaluation", evaluation(work))

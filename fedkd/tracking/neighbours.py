@@ -39,11 +39,11 @@ from typing import Any, Literal
 
 import numpy as np
 
+from fedkd.fusion import KEPT, BlockedWeights, largest
 from fedkd.storage import NO_RUN_DIGEST, read_table, table_path, write_table
 
 FUSION_STEM, TRANSFERABILITY_FOLDER = "fusion", "transferability"
 MOST_WHOLE = 500  # most clients for whole tables, of a megabyte each
-KEPT = 64
 PREDICTED = "predicted_"
 WRONG = (ValueError, KeyError, TypeError)  # errors of missing or malformed tables
 
@@ -64,22 +64,25 @@ def write_neighbours(
     folder: Path,
     round: int,
     clients: Sequence[int],
-    weights: np.ndarray,
+    weights: np.ndarray | BlockedWeights,
     distances: np.ndarray | None = None,
     left_out: np.ndarray | None = None,
     *,
     run: str = NO_RUN_DIGEST,
 ) -> None:
     """Write a round's tables `[N, N]` into a run folder; `run` is the digest of the run."""
-    known = _known(np.float32, {"weights": weights, "distances": distances, "left_out": left_out})
+    path = table_path(folder / FUSION_STEM, "round", round)
     names = np.array(clients)
+    if isinstance(weights, BlockedWeights):
+        tables = {"weights": weights.weights, "distances": weights.distances}
+        return write_table(path, {"clients": names, **tables, "senders": names[weights.senders]}, run)
+    known = _known(np.float32, {"weights": weights, "distances": distances, "left_out": left_out})
     arrays: dict[str, Any] = {"clients": names, **known}
     if len(clients) > MOST_WHOLE:
-        # Ties go to the first clients: the choice must not depend on the sort.
-        places = np.argsort(-known["weights"], axis=1, kind="stable")[:, :KEPT]
+        places = largest(known["weights"], KEPT)
         arrays = {name: np.take_along_axis(table, places, axis=1) for name, table in known.items()}
         arrays |= {"clients": names, "senders": names[places]}
-    write_table(table_path(folder / FUSION_STEM, "round", round), arrays, run)
+    return write_table(path, arrays, run)
 
 
 def read_neighbours(folder: Path, round: int) -> Neighbours | None:

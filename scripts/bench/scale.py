@@ -1,7 +1,8 @@
 """What the number of clients costs: rounds of 1,000 and of 10,000 clients at equal participation, and 1,000
 at once.
 
-    python scripts/bench/scale.py [--rounds 20] [--repeats 3] [--engine inline] [--live 500] [--short]
+    python scripts/bench/scale.py [--sizes 1000 100000] [--rounds 20] [--repeats 3] [--engine inline]
+        [--live 500] [--short]
     python scripts/bench/scale.py --thousand [--rounds 3] [--repeats 3]
 
 Every run is a process of its own, with its own Ray. Runs of the two sizes take turns, and round times are
@@ -20,6 +21,7 @@ import argparse
 import json
 import os
 import platform
+import resource
 import statistics
 import subprocess
 import sys
@@ -109,7 +111,9 @@ def one_run(tables: dict[str, Any]) -> None:
     with tempfile.TemporaryDirectory() as folder:
         run(tables, out=Path(folder) / "run", observers=[watch])
         lines = (Path(folder) / "run" / "timings.jsonl").read_text().splitlines()
-    print(json.dumps({"ended": watch.ended, "timings": [json.loads(line) for line in lines]}))
+    timings = [json.loads(line) for line in lines]
+    driver = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
+    print(json.dumps({"ended": watch.ended, "timings": timings, "driver": driver}))
 
 
 @dataclass(frozen=True)
@@ -120,11 +124,13 @@ class Measured:
         ended: Seconds from its start to the end of each round.
         timings: Of the parts of rounds, as in the run folder.
         peak: GB of memory of all its processes at once.
+        driver: GB of memory of the process that started it.
     """
 
     ended: list[float]
     timings: list[dict[str, Any]]
     peak: float
+    driver: float = 0.0
 
     @property
     def round(self) -> float:
@@ -188,8 +194,16 @@ def row(*cells: object) -> None:
 
 def compare_sizes(words: argparse.Namespace) -> None:
     """Print what rounds of few and of many clients take, and their ratio, for every strategy."""
-    row("strategy", "clients", "first round after", "round", "peak memory", "times the round of the fewest")
-    row("---", "--:", "--:", "--:", "--:", "--:")
+    row(
+        "strategy",
+        "clients",
+        "first round after",
+        "round",
+        "peak memory",
+        "driver's",
+        "times the round of the fewest",
+    )
+    row("---", *["--:"] * 6)
     for name, fusion in STRATEGIES.items():
         found: dict[int, list[Measured]] = {size: [] for size in words.sizes}
         for repeat in range(words.repeats):
@@ -205,6 +219,7 @@ def compare_sizes(words: argparse.Namespace) -> None:
                 f"{statistics.median([one.ended[0] for one in runs]):.1f} s",
                 f"{statistics.median(rounds):.2f} s",
                 f"{max(one.peak for one in runs):.2f} GB",
+                f"{max(one.driver for one in runs):.2f} GB",
                 f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})",
             )
 
@@ -244,6 +259,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    parser.add_argument("--sizes", type=int, nargs="+", help="numbers of clients")
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--sampled", type=int, default=100, help="clients that take part in a round")
@@ -255,9 +271,9 @@ def main() -> None:
     words = parser.parse_args()
     if words.one is not None:
         return one_run(json.loads(words.one))
-    words.sizes = SIZES
     if words.short:
-        words.sizes, words.sampled, words.rounds, words.repeats = (20, 100), 10, 2, 1
+        words.sizes, words.sampled, words.rounds, words.repeats = words.sizes or (20, 100), 10, 2, 1
+    words.sizes = words.sizes or SIZES
     engine = f"{words.engine}, {os.cpu_count()} CPUs, Python {platform.python_version()}"
     if words.thousand:
         print(f"{SIZES[0]:,} clients of KnFu, medians of {words.repeats} runs; {engine}\n")

@@ -262,6 +262,14 @@ def test_check_estimates_traffic(digits_toml, capsys, overrides, expected):
     assert status == 0 and expected in out
 
 
+def test_check_estimates_the_memory_of_a_large_fusion(digits_toml, capsys, monkeypatch):
+    told = "in memory during a fusion"
+    assert told not in run_main(capsys, "check", digits_toml)[1]
+    monkeypatch.setattr("fedkd.simulation.check_traffic.LARGE_FUSION", 1)
+    # Four clients with 60 * 10 predictions, and 80 bytes for each of their pairs.
+    assert f"about 39.7 kB {told}" in run_main(capsys, "check", digits_toml)[1]
+
+
 def test_check_describes_label_skew():
     shares = np.array([[1.0, 0.0, 0.0, 0.0], [0.5, 0.5, 0.0, 0.0], [0.25, 0.25, 0.25, 0.25]])
     assert skew(shares) == "2 of 4 classes per client (median), effective number of classes (median) 2.0"

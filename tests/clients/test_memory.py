@@ -6,9 +6,11 @@ import pytest
 import torch
 
 from fedkd.clients.costs.model_memory import (
+    _check_fusion,
     build_checked_models,
     copies_in_training,
     estimate_client_bytes,
+    estimate_fusion_bytes,
     max_resident_clients,
 )
 from fedkd.data.load import load_data
@@ -65,6 +67,19 @@ def test_only_live_clients_count_as_memory(digits_scenario, monkeypatch):
     plan = parse_plan(tables | {"engine": {"kind": "inline", "live_clients": 2000}})
     with pytest.raises(UserError, match="3000 clients' models"):
         build_checked_models(plan, load_data(plan.scenario))
+
+
+def test_a_fusion_larger_than_the_memory_is_refused(digits_scenario, monkeypatch):
+    plan = parse_plan(digits_scenario | {"fusion": {"strategy": "knfu"}})
+    data = load_data(plan.scenario)
+    clients, numbers = plan.scenario.data.clients, len(data.transfer_x) * data.classes
+    needed = estimate_fusion_bytes(plan, data)
+    assert needed == 16 * clients * numbers + 80 * clients**2
+    local = parse_plan(digits_scenario | {"fusion": {"strategy": "local"}})
+    assert estimate_fusion_bytes(local, data) == 0
+    monkeypatch.setattr("fedkd.clients.costs.model_memory.machine_memory", lambda: needed - 1)
+    with pytest.raises(UserError, match="the fusion of a round needs"):
+        _check_fusion(plan, data)
 
 
 def test_live_clients_take_at_most_a_quarter_of_the_memory(digits_scenario, monkeypatch):

@@ -7,6 +7,7 @@ import pytest
 
 from fedkd.data.federated import FederatedData, load_federated_data
 from fedkd.data.partitions.replacement import REPLACEMENT_SCHEMES, Pool, draw_with_replacement
+from fedkd.data.partitions.schemes import mix_counts, own_mix_counts
 from fedkd.errors import UserError
 from fedkd.plan.load import parse_plan
 from fedkd.scenario.schema import Partition
@@ -66,10 +67,24 @@ def test_label_mixes_follow_the_scheme():
 def test_a_class_mix_is_followed_while_samples_last():
     labels = np.array([0] * 5 + [1] * 95)
     pool = Pool(labels, np.arange(100))
-    drawn = pool.draw(20, np.array([1.0, 0.0]), np.random.default_rng(0))
+    rngs = [np.random.default_rng(0)] * 2
+    drawn, nothing = pool.draw(np.array([20, 0]), np.array([[1.0, 0.0], [1.0, 0.0]]), rngs)
     assert np.bincount(labels[drawn]).tolist() == [5, 15]
     assert len(np.unique(drawn)) == 20
-    assert len(pool.draw(0, np.array([1.0, 0.0]), np.random.default_rng(0))) == 0
+    assert len(nothing) == 0
+
+
+@pytest.mark.parametrize("classes", [1, 2, 10, 200])
+def test_clients_that_share_a_supply_are_counted_alike_at_once_and_alone(classes):
+    rng = np.random.default_rng(classes)
+    mixes = rng.dirichlet(np.full(classes, 0.1), size=30) * rng.integers(0, 2, (30, 1))
+    supply = rng.integers(0, 9, classes) + 1
+    sizes = rng.integers(0, supply.sum() + 1, 30)
+    alone = [
+        mix_counts(mix[None], np.array([size]), supply, rng)[0]
+        for mix, size in zip(mixes, sizes, strict=True)
+    ]
+    assert np.array_equal(own_mix_counts(mixes, sizes, supply), alone)
 
 
 def test_the_draws_of_a_client_ignore_other_clients():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import subprocess
 import sys
 from pathlib import Path
 
@@ -51,3 +52,11 @@ def test_the_first_round_is_left_out(script):
     timings = [{"phase": "train", "seconds": seconds} for seconds in (9.0, 2.0, 3.0, 7.0)]
     run = script.Measured([10.0, 12.0, 15.0, 19.0], timings, 1.0)
     assert (run.round, run.seconds_of("train")) == (3.0, 3.0)
+
+
+def test_fusions_of_all_sizes_and_neighbours_are_listed():
+    script = PATH.with_name("knfu_fusion.py")
+    command = [sys.executable, script, "--sizes", "5", "20", "--samples", "3", "--repeats", "1"]
+    _, _, *rows = subprocess.check_output(command, text=True).splitlines()
+    told = [row.strip("| ").split(" | ")[:2] for row in rows]
+    assert told == [["5", "all"], ["5", "10"], ["20", "all"], ["20", "10"]]

@@ -10,8 +10,8 @@ from torch import nn
 from fedkd.clients.factory import model_factories, model_outputs
 from fedkd.clients.local.train_jobs import round_optimizer
 from fedkd.data import Data, FederatedStream, first_task, machine_memory
-from fedkd.errors import UserError
-from fedkd.fusion import overrides_hook
+from fedkd.errors import UserError, refuse_if
+from fedkd.fusion import RoundExtent, ServerCost, overrides_hook
 from fedkd.models import Estimator, build_group_models
 from fedkd.plan import Plan, check_requirements, make_auxiliaries, max_stored_uploads
 from fedkd.training import resolve_device
@@ -34,6 +34,7 @@ def build_checked_models(plan: Plan, data: Data) -> list[nn.Module | Estimator]:
     models = build_group_models(plan.scenario, shape, outputs, data.kind, limit)
     _check_fit(plan, _sizes(plan, data, models))
     _check_kept(plan, data, models)
+    _check_fusion(plan, data)
     check_requirements(plan, data, models)
     return models
 
@@ -127,6 +128,24 @@ def _check_fit(plan: Plan, sizes: Sequence[int]) -> None:
             f" machine has {machine_memory() / 1e9:,.1f} GB",
             key="clients",
         )
+
+
+def estimate_fusion_bytes(plan: Plan, data: Data) -> int:
+    """Return the bytes of a round's fusion on the server; 0: unknown."""
+    strategy, scenario = plan.strategy, plan.scenario
+    if plan.graph is not None or not isinstance(strategy, ServerCost):
+        return 0
+    recalls = strategy.capabilities.stale_decay is not None
+    fused = scenario.data.clients if recalls else scenario.clients_per_round or scenario.data.clients
+    task = first_task(data)
+    return strategy.server_memory(RoundExtent(fused, len(task.transfer_x), task.classes))
+
+
+def _check_fusion(plan: Plan, data: Data) -> None:
+    """Refuse a fusion that exceeds the server's memory."""
+    needed, there = estimate_fusion_bytes(plan, data), machine_memory()
+    told = f"the fusion of a round needs {needed / 1e9:,.1f} GB; this machine has {there / 1e9:,.1f} GB"
+    refuse_if(needed > there, told, "clients_per_round")
 
 
 def _check_kept(plan: Plan, data: Data, models: Sequence[nn.Module | Estimator]) -> None:

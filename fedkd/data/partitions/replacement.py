@@ -4,6 +4,8 @@ There may be more clients than samples. A client holds no sample twice. Training
 split first, so no client trains on another's test sample.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from fedkd.data.partitions.schemes import (
@@ -12,7 +14,7 @@ from fedkd.data.partitions.schemes import (
     draw_sizes,
     equal_sizes,
     fewest_samples,
-    mix_counts,
+    own_mix_counts,
 )
 from fedkd.data.partitions.stratified import stratified_choice, test_size
 from fedkd.errors import UserError
@@ -26,6 +28,7 @@ REPLACEMENT_SCHEMES = (
     "quantity",
 )  # schemes that define one client's draw
 SIZE = "data.partition.samples_per_client"
+BLOCK = 10_000  # clients whose draws are counted at once
 
 
 def draw_with_replacement(
@@ -60,17 +63,18 @@ def draw_with_replacement(
         parted = f", {pools[1].size} of them for local tests" if test_fraction > 0.0 else ""
         told = f"a client cannot draw a sample twice; there are {len(labels)} private samples{parted},"
         raise UserError(f"{told} got {scheme.samples_per_client}", key=SIZE)
-    drawn = []
-    for client in range(clients):
-        rng = numpy_generator(seed, "partition", client=client, task=task)
-        mix = None if mixes is None else mixes[client]
+    wanted = tuple(np.minimum(own, pool.size) for own, pool in zip(wanted, pools, strict=True))
+    drawn: list[tuple[np.ndarray, np.ndarray]] = []
+    for start in range(0, clients, BLOCK):
+        block = range(start, min(start + BLOCK, clients))
+        rngs = [numpy_generator(seed, "partition", client=client, task=task) for client in block]
+        mix = None if mixes is None else mixes[start : block.stop]
         if scheme.scheme == "dirichlet-per-client":
-            mix = draw_label_mixes(1, pools[0].classes, scheme.alpha, rng)[0]
-        train, test = (
-            pool.draw(min(int(own[client]), pool.size), mix, rng)
-            for pool, own in zip(pools, wanted, strict=True)
-        )
-        drawn.append((train, test))
+            mix = np.concatenate([draw_label_mixes(1, pools[0].classes, scheme.alpha, rng) for rng in rngs])
+        parts = [
+            pool.draw(own[start : block.stop], mix, rngs) for pool, own in zip(pools, wanted, strict=True)
+        ]
+        drawn += zip(*parts, strict=True)
     return drawn
 
 
@@ -89,13 +93,23 @@ class Pool:
         """Number of samples."""
         return len(self._places)
 
-    def draw(self, size: int, mix: np.ndarray | None, rng: np.random.Generator) -> np.ndarray:
-        """Return `size` different samples, shuffled, by class weights `mix` [C]; None: uniformly."""
-        if mix is None:
-            return self._places[rng.choice(self.size, size, replace=False)]
-        counts = mix_counts(mix[None], np.array([size]), self._supply, rng)[0]
+    def draw(
+        self, sizes: np.ndarray, mixes: np.ndarray | None, rngs: Sequence[np.random.Generator]
+    ) -> list[np.ndarray]:
+        """Return each client's `sizes` [N] different samples, shuffled, by class weights `mixes` [N, C].
+
+        None: uniformly. `rngs` are the clients' generators.
+        """
+        if mixes is None:
+            pairs = zip(sizes.tolist(), rngs, strict=True)
+            return [self._places[rng.choice(self.size, size, replace=False)] for size, rng in pairs]
+        counts = own_mix_counts(mixes, sizes, self._supply)
+        return [self._draw_counts(own, rng) for own, rng in zip(counts.tolist(), rngs, strict=True)]
+
+    def _draw_counts(self, counts: list[int], rng: np.random.Generator) -> np.ndarray:
         parts = [
-            self._members[label][rng.choice(self._supply[label], counts[label], replace=False)]
-            for label in np.flatnonzero(counts)
+            members[rng.choice(len(members), count, replace=False)]
+            for members, count in zip(self._members, counts, strict=True)
+            if count
         ]
         return rng.permutation(np.concatenate(parts)) if parts else self._places[:0]

@@ -7,7 +7,7 @@ et al. (2019), arXiv:1905.12022 (`dirichlet`) and McMahan et al. (2017), arXiv:1
 
 import numpy as np
 
-from fedkd.data.partitions.stratified import apportion
+from fedkd.data.partitions.stratified import apportion, apportion_rows
 from fedkd.errors import UserError, refuse_if
 from fedkd.randomness import numpy_generator
 from fedkd.scenario import Partition
@@ -193,6 +193,20 @@ def mix_counts(
             taken = np.minimum(apportion(weights / weights.max(), missing), left)
             counts[client] += taken
             left -= taken
+    return counts
+
+
+def own_mix_counts(mixes: np.ndarray, sizes: np.ndarray, supply: np.ndarray) -> np.ndarray:
+    """Fill every client's size like `mix_counts`, each from all of the `supply` [C]: [N, C] int64."""
+    counts = np.zeros(mixes.shape, dtype=np.int64)
+    unfilled = np.flatnonzero(sizes > 0)
+    while len(unfilled):
+        left, missing = supply - counts[unfilled], sizes[unfilled] - counts[unfilled].sum(axis=1)
+        weights = np.where(left > 0, mixes[unfilled], 0.0)
+        weights = np.where(weights.sum(axis=1, keepdims=True) > 0.0, weights, left)
+        taken = apportion_rows(weights / weights.max(axis=1, keepdims=True), missing)
+        counts[unfilled] += np.minimum(taken, left)
+        unfilled = unfilled[counts[unfilled].sum(axis=1) < sizes[unfilled]]
     return counts
 
 

@@ -18,6 +18,17 @@ def apportion(weights: np.ndarray, total: int, rng: np.random.Generator | None =
     return counts
 
 
+def apportion_rows(weights: np.ndarray, totals: np.ndarray) -> np.ndarray:
+    """Return `apportion` of each row of `weights` [N, K] and of `totals` [N]: [N, K] int64."""
+    weights = np.ascontiguousarray(weights)
+    quota = totals[:, None] * (weights / weights.sum(axis=1, keepdims=True))
+    counts = np.floor(quota + 1e-9).astype(np.int64)
+    order = np.argsort(-np.round(quota - counts, 9), axis=1, kind="stable")
+    more = np.arange(weights.shape[1]) < (totals - counts.sum(axis=1))[:, None]
+    np.put_along_axis(counts, order, np.take_along_axis(counts, order, axis=1) + more, axis=1)
+    return counts
+
+
 def stratified_choice(labels: np.ndarray, size: int, rng: np.random.Generator) -> np.ndarray:
     """Choose `size` of samples [n] by class share, as [n] bool; the rest keeps all classes if possible.
 

@@ -11,17 +11,18 @@ import numpy as np
 from pydantic import Field
 
 from fedkd.errors import UserError
-from fedkd.fusion import Capabilities, Guidance, Knowledge, softmax
+from fedkd.fusion import Capabilities, Guidance, Knowledge, RoundExtent, ServerCost, softmax
 from fedkd.fusion.distillation.soft_labels import TemperedLabels
 from fedkd.fusion.math import distribution as distributions
 from fedkd.fusion.math.combine import class_experts, combine, fill_in
 from fedkd.fusion.math.neighbour_weights import effectiveness, log_prior, neighbour_weights
-from fedkd.fusion.math.similarity import DIVERGENCES, prediction_cosine, prediction_kl
+from fedkd.fusion.math.similarity import ALL, DIVERGENCES, prediction_cosine, prediction_kl
+from fedkd.fusion.math.weight_blocks import BlockedWeights, fits_one_block, fusion_memory
 from fedkd.plugins import hyperparameters
 
 
 @hyperparameters
-class KnFu(TemperedLabels):
+class KnFu(ServerCost, TemperedLabels):
     """Weigh each client's predictions by how close its class distribution is to the receiver's.
 
     ::
@@ -100,7 +101,7 @@ class KnFu(TemperedLabels):
         )
 
     def fuse(self, knowledge: Knowledge, memory: Mapping[str, np.ndarray]) -> Guidance:
-        """Return personal effective knowledge `[N, M, C]` and its weights `[N, N]`."""
+        """Return personal effective knowledge `[N, M, C]` and its weights `[N, N]`, in blocks if large."""
         assert knowledge.logits is not None
         q = softmax(knowledge.logits, self.temperature)
         p = distributions.estimate(self.distribution, q, knowledge.label_counts)
@@ -111,9 +112,39 @@ class KnFu(TemperedLabels):
             )
         epsilon = distributions.EPSILON[self.distribution] if self.epsilon is None else self.epsilon
         p = distributions.finished(self.distribution, p, epsilon)
-        d = self._distances(p, q, epsilon)
         prior = log_prior(knowledge, self.stale_decay, by_size=self.weight_by_size)
-        weights = neighbour_weights(
+        experts = None
+        if self.absent_by_experts:
+            everyone = effectiveness(np.zeros((1, len(q))), 0.0, log_prior=prior)
+            experts = class_experts(everyone[0], q, p)
+
+        def rows(receivers: slice) -> tuple[np.ndarray, np.ndarray]:
+            d = self._distances(p, q, epsilon, receivers)
+            return d, self._weights(d, prior, receivers.start or 0)
+
+        def fused(weights: np.ndarray, receivers: slice) -> np.ndarray:
+            targets = combine(weights, q, expertise=p if self.per_class else None)
+            return targets if experts is None else fill_in(targets, experts, p[receivers])
+
+        mixed = q if self.capabilities.mixes else None
+        if self._needs_all_pairs or fits_one_block(len(q)):
+            d, weights = rows(ALL)
+            return Guidance(fused(weights, ALL), weights, kept, distances=d, mixed=mixed)
+        blocked, targets = BlockedWeights(len(q), rows), np.empty_like(q)
+        for receivers, block in blocked.visit():
+            targets[receivers] = fused(block, receivers)
+        return Guidance(targets, blocked, kept, mixed=mixed)
+
+    def server_memory(self, extent: RoundExtent) -> int:
+        """Return the bytes of a fusion: pairs of many clients come in blocks, unless all are needed."""
+        return fusion_memory(extent.clients, extent.samples, extent.classes, whole=self._needs_all_pairs)
+
+    @property
+    def _needs_all_pairs(self) -> bool:
+        return self.threshold is not None or self.divergence not in DIVERGENCES
+
+    def _weights(self, d: np.ndarray, prior: np.ndarray, first: int) -> np.ndarray:
+        return neighbour_weights(
             d,
             self.beta,
             neighbours=self.neighbours,
@@ -121,16 +152,12 @@ class KnFu(TemperedLabels):
             threshold_kind=self.threshold_kind,
             perplexity=self.perplexity,
             log_prior=prior,
+            first=first,
         )
-        targets = combine(weights, q, expertise=p if self.per_class else None)
-        if self.absent_by_experts:
-            everyone = effectiveness(np.zeros((1, len(q))), 0.0, log_prior=prior)
-            targets = fill_in(targets, class_experts(everyone[0], q, p), p)
-        return Guidance(targets, weights, kept, distances=d, mixed=q if self.capabilities.mixes else None)
 
-    def _distances(self, p: np.ndarray, q: np.ndarray, epsilon: float) -> np.ndarray:
+    def _distances(self, p: np.ndarray, q: np.ndarray, epsilon: float, receivers: slice) -> np.ndarray:
         if self.divergence == "prediction_kl":
             return prediction_kl(q, epsilon)
         if self.divergence == "prediction_cosine":
             return prediction_cosine(q)
-        return DIVERGENCES[self.divergence](p)
+        return DIVERGENCES[self.divergence](p, receivers)

@@ -2,6 +2,11 @@
 
 import numpy as np
 
+from fedkd.fusion.math.weight_blocks import fits_one_block
+
+SPARSE = 1 / 32
+"""Share of non-zero weights up to which products of these alone are quicker."""
+
 
 def combine(weights: np.ndarray, predictions: np.ndarray, expertise: np.ndarray | None = None) -> np.ndarray:
     """Return ``K_n[i] = Σ_m W[n, m] · q_m[i]`` as one matrix product, `[N, M, C]` float32.
@@ -13,7 +18,7 @@ def combine(weights: np.ndarray, predictions: np.ndarray, expertise: np.ndarray 
     clients, samples, classes = predictions.shape
     if expertise is not None:
         predictions = predictions * expertise[:, None, :].astype(np.float32)
-    fused = weights.astype(np.float32) @ predictions.reshape(clients, samples * classes)
+    fused = _product(weights.astype(np.float32), predictions.reshape(clients, samples * classes))
     fused = fused.reshape(len(weights), samples, classes)
     if expertise is not None:
         fused /= (weights @ expertise)[:, None, :].astype(np.float32)
@@ -39,3 +44,14 @@ def fill_in(targets: np.ndarray, experts: np.ndarray, p: np.ndarray) -> np.ndarr
     gate = (need @ experts.T.astype(np.float64)).astype(np.float32)[..., None]
     filled = (1 - gate) * targets + gate * experts
     return filled / filled.sum(axis=-1, keepdims=True)
+
+
+def _product(weights: np.ndarray, flat: np.ndarray) -> np.ndarray:
+    """Return ``weights @ flat``; of many clients with few neighbours, from these alone."""
+    if fits_one_block(len(flat)) or np.count_nonzero(weights) > SPARSE * weights.size:
+        return weights @ flat
+    fused = np.empty((len(weights), flat.shape[1]), dtype=np.float32)
+    for row, into in zip(weights, fused, strict=True):
+        senders = np.flatnonzero(row)
+        np.matmul(row[senders], flat[senders], out=into)
+    return fused

@@ -28,15 +28,17 @@ def neighbour_weights(
     threshold_kind: str = "quantile",
     perplexity: float | None = None,
     log_prior: np.ndarray | None = None,
+    first: int = 0,
 ) -> np.ndarray:
     """Return the `effectiveness` of the senders that each receiver keeps, `[N, N]`.
 
     These are its nearest `neighbours` `within` the `threshold`; None keeps all. With a `perplexity` each
-    receiver has its `matched_beta`.
+    receiver has its `matched_beta`. Distances of some receivers only, `[n, N]`, begin with the `first`; a
+    threshold needs those of all.
     """
     keep = np.ones(d.shape, dtype=bool)
     if neighbours is not None:
-        keep &= nearest(d, neighbours)
+        keep &= nearest(d, neighbours, first)
     if threshold is not None:
         keep &= within(d, threshold, threshold_kind)
     own = beta if perplexity is None else matched_beta(d, perplexity, keep=keep, log_prior=log_prior)
@@ -105,14 +107,17 @@ def log_prior(knowledge: Knowledge, decay: float | None, *, by_size: bool = Fals
     return prior
 
 
-def nearest(d: np.ndarray, count: int) -> np.ndarray:
-    """Return the mask `[N, N]` of each receiver and its `count` nearest others, ties included."""
-    keep = np.eye(len(d), dtype=bool)
-    if 0 < count < len(d):
+def nearest(d: np.ndarray, count: int, first: int = 0) -> np.ndarray:
+    """Return the mask `[n, N]` of each receiver and its `count` nearest others, ties included.
+
+    The receivers of `d` are consecutive clients from the `first`.
+    """
+    keep = np.eye(len(d), d.shape[1], k=first, dtype=bool)
+    if 0 < count < d.shape[1]:
         others = np.where(keep, np.inf, d)
         last = np.partition(others, count - 1, axis=1)[:, count - 1 : count]
         keep |= others <= last
-    elif count >= len(d):
+    elif count >= d.shape[1]:
         keep[:] = True
     return keep
 

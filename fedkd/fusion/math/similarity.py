@@ -6,18 +6,21 @@ import numpy as np
 
 from fedkd.fusion.math.distribution import expertise, smooth
 
+ALL = slice(None)
 _ROUNDING = 1e-10  # smaller distances are rounding of long sums, which a large β would amplify
 _BLOCK = 4_000_000  # elements of a float64 block: 32 MB
 
 
-def kl(p: np.ndarray) -> np.ndarray:
-    """Return ``KL(p_n ‖ p_m)``, `[N, N]`, of positive distributions `[N, C]`.
+def kl(p: np.ndarray, receivers: slice = ALL) -> np.ndarray:
+    """Return ``KL(p_n ‖ p_m)`` of positive distributions `[N, C]` for some receivers n, `[n, N]`.
 
     Row by row, so that memory stays at N·C and equal distributions have distance exactly 0.
     """
     log_p = np.log(p)
-    d = np.stack([(log_p[n] - log_p) @ p[n] for n in range(len(p))])
-    return np.maximum(d, 0.0)
+    d = np.empty((len(p[receivers]), len(p)))
+    for row, n in zip(d, range(len(p))[receivers], strict=True):
+        row[:] = (log_p[n] - log_p) @ p[n]
+    return np.maximum(d, 0.0, out=d)
 
 
 def class_kl(predictions: np.ndarray) -> np.ndarray:
@@ -25,19 +28,28 @@ def class_kl(predictions: np.ndarray) -> np.ndarray:
     return kl(expertise("soft", predictions))
 
 
-def symmetric_kl(p: np.ndarray) -> np.ndarray:
-    """Return the mean of both directions, `[N, N]`."""
-    d = kl(p)
-    return (d + d.T) / 2
-
-
-def jensen_shannon(p: np.ndarray) -> np.ndarray:
-    """Return the Jensen–Shannon divergence in nats, `[N, N]`, between 0 and ln 2."""
+def reverse_kl(p: np.ndarray, receivers: slice = ALL) -> np.ndarray:
+    """Return ``KL(p_m ‖ p_n)``, sender first: it tolerates a sender that knows more classes, `[n, N]`."""
+    if receivers == ALL:
+        return kl(p).T
     log_p = np.log(p)
-    d = np.empty((len(p), len(p)))
-    for n in range(len(p)):
+    d = np.stack([((log_p - log_p[n]) * p).sum(axis=1) for n in range(len(p))[receivers]])
+    return np.maximum(d, 0.0)
+
+
+def symmetric_kl(p: np.ndarray, receivers: slice = ALL) -> np.ndarray:
+    """Return the mean of both directions, `[n, N]`."""
+    d = kl(p, receivers)
+    return (d + (d.T if receivers == ALL else reverse_kl(p, receivers))) / 2
+
+
+def jensen_shannon(p: np.ndarray, receivers: slice = ALL) -> np.ndarray:
+    """Return the Jensen–Shannon divergence in nats, `[n, N]`, between 0 and ln 2."""
+    log_p = np.log(p)
+    d = np.empty((len(p[receivers]), len(p)))
+    for row, n in zip(d, range(len(p))[receivers], strict=True):
         log_middle = np.log((p[n] + p) / 2)
-        d[n] = ((log_p[n] - log_middle) @ p[n] + ((log_p - log_middle) * p).sum(axis=1)) / 2
+        row[:] = ((log_p[n] - log_middle) @ p[n] + ((log_p - log_middle) * p).sum(axis=1)) / 2
     return np.maximum(d, 0.0)
 
 
@@ -74,13 +86,13 @@ def gram(predictions: np.ndarray) -> np.ndarray:
     return products
 
 
-DIVERGENCES: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+DIVERGENCES: dict[str, Callable[[np.ndarray, slice], np.ndarray]] = {
     "kl": kl,
-    "reverse": lambda p: kl(p).T,  # tolerates a sender that knows more classes than the receiver
+    "reverse": reverse_kl,
     "symmetric": symmetric_kl,
     "js": jensen_shannon,
 }
-"""Divergences between class distributions `[N, C]`, by name."""
+"""Divergences between class distributions `[N, C]` for some receivers, by name."""
 
 
 def _blocks(predictions: np.ndarray) -> Iterator[np.ndarray]:
