@@ -6,7 +6,8 @@ from flwr.app import Context, Message
 
 from fedkd.engine.grid import Blocks, EngineGrid, keep_freed_memory
 from fedkd.engine.idle_states import IdleStates
-from fedkd.engine.live_clients import LiveClients, Room, Together
+from fedkd.engine.live_clients import LiveClients, Together
+from fedkd.engine.room import Room
 from fedkd.federation import arrays_to_record, assume_identity, client_of_node, record_to_arrays
 
 
