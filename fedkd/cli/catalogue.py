@@ -17,10 +17,11 @@ from fedkd.cli.families import (
     Line,
     family_of_learner,
     grouped,
+    has_note,
     told_of_strategy,
 )
 from fedkd.errors import UserError, did_you_mean
-from fedkd.plugins import HyperParameter, Registry, install_hint
+from fedkd.plugins import HyperParameter, Outline, Registry, install_hint
 from fedkd.scenario import (
     BENCH_FOLDER,
     KIND_PLURALS,
@@ -37,14 +38,14 @@ from fedkd.scenario import (
 
 def strategies() -> Iterator[str]:
     """Yield one line per fusion strategy, by family and requirements."""
-    from flwr.serverapp import strategy as flower
-
-    from fedkd.federation import flower_strategy_names
+    from fedkd.federation import flower_outlines
     from fedkd.fusion import STRATEGIES, capabilities_of
 
-    families = _families(STRATEGIES, lambda strategy: told_of_strategy(strategy, capabilities_of(strategy)))
-    for name in flower_strategy_names():
-        what = f"Flower's {_summary(getattr(flower, name))}"
+    families = _families(
+        _parts(STRATEGIES), lambda strategy: told_of_strategy(strategy, capabilities_of(strategy))
+    )
+    for name, outline in flower_outlines().items():
+        what = f"Flower's {_summary(outline)}"
         families.setdefault(FLOWERS, []).append((SHORT["one_architecture"], f"flwr:{name}", what))
     yield from grouped(families, FAMILIES, "strategies")
     yield ""
@@ -54,9 +55,7 @@ def strategies() -> Iterator[str]:
 
 def strategy_details() -> Iterator[str]:
     """Yield the details of every fusion strategy: messages, requirements, hyper-parameters, paper."""
-    from flwr.serverapp import strategy as flower
-
-    from fedkd.federation import flower_hyperparameters, flower_strategy_names
+    from fedkd.federation import flower_hyperparameters, flower_outlines
     from fedkd.fusion import (
         STRATEGIES,
         capabilities_of,
@@ -81,8 +80,8 @@ def strategy_details() -> Iterator[str]:
         if (own := load_strategy_class(name, gaussian=True)) is not strategy:
             yield _row("", f"  with data.task = 'regression': {_summary(own)}")
             yield from _hyperparameter_rows(strategy_hyperparameters(own), "")
-    for name in flower_strategy_names():
-        yield _row(f"flwr:{name}", f"Flower's {_summary(getattr(flower, name))} Clients send parameters.")
+    for name, outline in flower_outlines().items():
+        yield _row(f"flwr:{name}", f"Flower's {_summary(outline)} Clients send parameters.")
         yield _row("", f"  needs {NEEDS['gradients']}, {NEEDS['one_architecture']}")
         for key, value in flower_hyperparameters(name).items():
             default = "required" if value is inspect.Parameter.empty else _default(value)
@@ -93,12 +92,13 @@ def models() -> Iterator[str]:
     """Yield every model of the zoo with its arguments."""
     from fedkd.models import MODELS
 
-    for name, factory in _parts(MODELS):
+    for name, factory in _parts(MODELS, MODELS.outline):
         if isinstance(factory, UserError):
             yield _row(name, f"cannot be used: {factory}")
             continue
         yield _row(name, _summary(factory))
-        own = [p for p in inspect.signature(factory).parameters.values() if p.kind is not p.VAR_KEYWORD][2:]
+        signature = factory.signature() if isinstance(factory, Outline) else inspect.signature(factory)
+        own = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD][2:]
         args = [p.name + (f" = {toml_value(p.default)}" if p.default is not p.empty else "") for p in own]
         if args:
             yield _row("", f"  args: {', '.join(args)}")
@@ -109,18 +109,20 @@ def learners() -> Iterator[str]:
     """Yield one line per continual learner, by family."""
     from fedkd.continual import LEARNERS
 
-    families = _families(LEARNERS, lambda learner: (family_of_learner(learner), ""))
+    families = _families(_parts(LEARNERS, LEARNERS.outline), lambda learner: (family_of_learner(learner), ""))
     yield from grouped(families, LEARNER_FAMILIES, "learners")
 
 
-def _families(registry: Registry, told: Callable[[Any], tuple[str, str]]) -> dict[str, list[Line]]:
+def _families(
+    parts: Iterable[tuple[str, Any]], told: Callable[[Any], tuple[str, str]]
+) -> dict[str, list[Line]]:
     families: dict[str, list[Line]] = {}
-    for name, part in _parts(registry):
+    for name, part in parts:
         if isinstance(part, UserError):
             families.setdefault("Cannot be used", []).append(("", name, str(part)))
             continue
         family, needed = told(part)
-        starred = name + "*" * bool(part.source_note)  # it differs from its paper, or has none
+        starred = name + "*" * has_note(part)  # it differs from its paper, or has none
         families.setdefault(family, []).append((needed, starred, _summary(part)))
     return families
 
@@ -132,12 +134,13 @@ def details(what: str, name: str) -> Iterator[str]:
 
     rows = {"strategies": strategy_details, "learners": learner_details}.get(what) or globals()[what]
     wanted = {"strategies": canonical_strategy, "learners": LEARNERS.canonical}.get(what, str)(name)
-    names, found = [], False
+    names: list[str] = []
     for line in rows():
         if line and not line.startswith(" "):
+            if wanted in names:
+                return  # parts after it need not be imported
             names.append(line.split(maxsplit=1)[0])
-            found = names[-1] == wanted
-        if found and line:
+        if line and wanted in names:
             yield line
     if wanted not in names:
         raise UserError(f"'{name}' is not among the {what}; {did_you_mean(name, names)}", key="NAME")
@@ -269,11 +272,11 @@ def _shipped(kind: ShippedKind) -> Iterator[str]:
         yield f"none: the folder of shipped {KIND_PLURALS[kind]} is missing"
 
 
-def _parts(registry: Registry) -> Iterator[tuple[str, Any]]:
-    """Yield every name with its part, or with the error of loading it."""
+def _parts(registry: Registry, find: Callable[[str], Any] | None = None) -> Iterator[tuple[str, Any]]:
+    """Yield every name with its part, or what `find` returns, or with the error of loading it."""
     for name in registry.names():
         try:
-            yield name, registry.load(name)
+            yield name, (find or registry.load)(name)
         except UserError as error:
             yield name, error
 

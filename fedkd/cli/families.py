@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import ast
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any
+
+from fedkd.plugins import Outline
 
 if TYPE_CHECKING:
     from fedkd.fusion import Capabilities
@@ -76,11 +79,28 @@ def told_of_strategy(strategy: Any, can: Capabilities) -> tuple[str, str]:
 
 
 def family_of_learner(learner: Any) -> str:
-    """Return a learner's family."""
-    names = {field.name for field in fields(learner)}
-    if "memory_size" in names or learner.overrides("batch"):
-        return REPLAY
-    return OWN if learner.traits.isolates else ONE
+    """Return the family of a learner, a class or its outline."""
+    if isinstance(learner, Outline):
+        bodies = _bodies(learner)
+        replays = any(name in body for name in ("memory_size", "batch") for body in bodies)
+        traits = [ast.unparse(body["traits"]) for body in bodies if "traits" in body]
+        isolates = any("isolates=True" in declared for declared in traits)
+    else:
+        names = {field.name for field in fields(learner)}
+        replays = "memory_size" in names or learner.overrides("batch")
+        isolates = learner.traits.isolates
+    return REPLAY if replays else OWN if isolates else ONE
+
+
+def has_note(part: Any) -> bool:
+    """Return whether a strategy or learner, a class or its outline, notes a departure from its paper."""
+    if isinstance(part, Outline):
+        return any("source_note" in body for body in _bodies(part))
+    return bool(part.source_note)
+
+
+def _bodies(learner: Outline) -> list[Mapping[str, ast.stmt]]:
+    return [base.members() for base in learner.lineage() if base.name != "Learner"]
 
 
 def grouped(families: Mapping[str, Sequence[Line]], order: Sequence[str], what: str) -> Iterator[str]:

@@ -29,7 +29,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "replace_content",
         ],
         "flower_averaging": ["WEIGHTS_PREFIX"],
-        "flower_strategies": ["flower_hyperparameters", "flower_strategy_names"],
+        "flower_strategies": ["flower_hyperparameters", "flower_outlines"],
         "messages.arrays": ["arrays_to_record", "record_to_arrays"],
         "run_control": ["RunControl"],
     },

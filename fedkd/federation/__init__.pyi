@@ -22,7 +22,7 @@ from .compat import node_id_of as node_id_of
 from .compat import replace_content as replace_content
 from .flower_averaging import WEIGHTS_PREFIX as WEIGHTS_PREFIX
 from .flower_strategies import flower_hyperparameters as flower_hyperparameters
-from .flower_strategies import flower_strategy_names as flower_strategy_names
+from .flower_strategies import flower_outlines as flower_outlines
 from .messages.arrays import arrays_to_record as arrays_to_record
 from .messages.arrays import record_to_arrays as record_to_arrays
 from .run_control import RunControl as RunControl

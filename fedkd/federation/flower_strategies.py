@@ -1,17 +1,22 @@
 """Flower's own strategies by name, ``"flwr:FedAdam"``, and their hyper-parameters."""
 
+from __future__ import annotations
+
+import ast
 import inspect
 import logging
 from collections.abc import Mapping
 from functools import cache
-from typing import Any
-
-from flwr.serverapp import strategy as flower
-from flwr.serverapp.strategy import Strategy
+from typing import TYPE_CHECKING, Any
 
 from fedkd.errors import UserError, did_you_mean
-from fedkd.federation.compat import flower_logs_from
+from fedkd.plugins import Outline, find_outline, public_names
 from fedkd.scenario import FLOWER_PREFIX
+
+if TYPE_CHECKING:
+    from flwr.serverapp.strategy import Strategy
+
+_MODULE = "flwr.serverapp.strategy"
 
 # Set by fedkd: the scenario selects participants, and the messages have their keys.
 _OWN_ARGUMENTS = {
@@ -33,6 +38,9 @@ _NOT_OFFERED = {"FedXgbBagging", "FedXgbCyclic"}
 @cache
 def flower_strategy_names() -> tuple[str, ...]:
     """Return the names of the installed Flower's strategies for a scenario."""
+    from flwr.serverapp import strategy as flower
+    from flwr.serverapp.strategy import Strategy
+
     return tuple(
         name
         for name in flower.__all__
@@ -42,6 +50,19 @@ def flower_strategy_names() -> tuple[str, ...]:
         and not inspect.isabstract(cls)
         and "strategy" not in inspect.signature(cls).parameters
     )
+
+
+def flower_outlines() -> dict[str, Outline]:
+    """Return the outlines of `flower_strategy_names`, without importing Flower."""
+    public = (find_outline(_MODULE, name) for name in public_names(_MODULE) if name not in _NOT_OFFERED)
+    return {outline.name: outline for outline in public if outline is not None and _averages(outline)}
+
+
+def _averages(outline: Outline) -> bool:
+    lineage = list(outline.lineage())
+    made = next((body["__init__"] for base in lineage if "__init__" in (body := base.members())), None)
+    wraps = isinstance(made, ast.FunctionDef) and "strategy" in {arg.arg for arg in made.args.args}
+    return not wraps and any(base.name == "Strategy" for base in lineage[1:])
 
 
 def flower_hyperparameters(name: str) -> dict[str, Any]:
@@ -54,6 +75,8 @@ def flower_hyperparameters(name: str) -> dict[str, Any]:
 
 def make_flower_strategy(name: str, hyperparameters: Mapping[str, Any]) -> Strategy:
     """Return the strategy, set to take every node; raise `UserError` for wrong names or values."""
+    from fedkd.federation.compat import flower_logs_from
+
     cls = _strategy_class(name)
     known = flower_hyperparameters(name)
     for key in hyperparameters:
@@ -91,4 +114,6 @@ def _strategy_class(name: str) -> Any:
             f"no usable strategy of Flower named '{name}'; {did_you_mean(name, names)}",
             key="fusion.strategy",
         )
+    from flwr.serverapp import strategy as flower
+
     return getattr(flower, name)

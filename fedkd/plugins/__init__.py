@@ -14,6 +14,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "module_path",
             "plugin_call",
         ],
+        "outline": ["Outline", "find_outline", "public_names"],
         "packages": ["MissingPackage", "Omissions", "install_hint", "package_versions", "require_package"],
         "schema": [
             "HyperParameter",

@@ -4,6 +4,9 @@ from .loading import forbid_os_exit as forbid_os_exit
 from .loading import import_plugins as import_plugins
 from .loading import module_path as module_path
 from .loading import plugin_call as plugin_call
+from .outline import Outline as Outline
+from .outline import find_outline as find_outline
+from .outline import public_names as public_names
 from .packages import MissingPackage as MissingPackage
 from .packages import Omissions as Omissions
 from .packages import install_hint as install_hint

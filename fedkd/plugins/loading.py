@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from fedkd.errors import FedkdError, UserError, blaming, described, did_you_mean
+from fedkd.plugins.outline import Outline
 
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
@@ -95,6 +96,11 @@ class Registry:
             (entry,) = self._installed[name]
             return load_object(f"{entry.module}:{entry.attr}")
         return load_object(name, search)
+
+    def outline(self, name: str) -> Any:
+        """Return the outline of a built-in part, which is not imported, or the part of a plug-in."""
+        self.check(name)
+        return Outline(self._builtin[name]) if name in self._builtin else self.load(name)
 
     def check(self, name: str) -> None:
         """Raise a `UserError` unless `name` is one known part or has the form ``"module:Name"``."""

@@ -9,7 +9,7 @@ from flwr.app import ConfigRecord, Context, Message, RecordDict
 from fedkd.engine.grid import Blocks
 from fedkd.engine.idle_states import IdleStates
 from fedkd.engine.inline import InlineGrid
-from fedkd.engine.live_clients import Room
+from fedkd.engine.room import Room
 from fedkd.federation.messages import records as msg
 from fedkd.federation.messages.arrays import arrays_to_record, record_to_arrays
 
