@@ -14,7 +14,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "write_json_atomically",
             "write_text_atomically",
         ],
-        "between_runs": ["RunCache", "once_for_runs", "run_cache", "shared_between_runs"],
+        "between_runs": ["once_for_runs", "shared_between_runs"],
         "digests": [
             "NO_RUN_DIGEST",
             "content_digest",

@@ -4,9 +4,7 @@ from .atomic import sync_folder as sync_folder
 from .atomic import write_bytes_atomically as write_bytes_atomically
 from .atomic import write_json_atomically as write_json_atomically
 from .atomic import write_text_atomically as write_text_atomically
-from .between_runs import RunCache as RunCache
 from .between_runs import once_for_runs as once_for_runs
-from .between_runs import run_cache as run_cache
 from .between_runs import shared_between_runs as shared_between_runs
 from .digests import NO_RUN_DIGEST as NO_RUN_DIGEST
 from .digests import content_digest as content_digest

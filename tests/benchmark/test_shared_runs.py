@@ -12,7 +12,8 @@ import fedkd
 from fedkd.clients.factory import steps_key
 from fedkd.data import load_data
 from fedkd.plan import parse_plan
-from fedkd.storage import RunCache, run_cache, shared_between_runs
+from fedkd.storage import shared_between_runs
+from fedkd.storage.between_runs import RunCache, run_cache
 from fedkd.training.fast import replay
 
 pytestmark = pytest.mark.usefixtures("no_report")

@@ -221,6 +221,9 @@ def test_the_summary_keeps_its_schema(finished):
                 "min": min(values),
                 "max": max(values),
                 "n": 4,
+                "worst_10": min(values),
+                "jain": sum(values) ** 2 / (4 * sum(value**2 for value in values)),
+                "gini": sum(abs(a - b) for a in values for b in values) / (32 * mean),
             }
         )
     # Logits [60, 10] in float32 from three clients a round; guidance of rounds 2 and 3 at their evaluation,
