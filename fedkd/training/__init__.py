@@ -51,6 +51,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "phases": ["train_in_phases"],
         "weights": [
             "arrays_to_tensors",
+            "exchanged_weights",
             "frozen_copy",
             "gradient_function",
             "load_weights",

@@ -55,6 +55,7 @@ from .optimizer import round_lr as round_lr
 from .optimizer_state import model_optimizer_state as model_optimizer_state
 from .phases import train_in_phases as train_in_phases
 from .weights import arrays_to_tensors as arrays_to_tensors
+from .weights import exchanged_weights as exchanged_weights
 from .weights import frozen_copy as frozen_copy
 from .weights import gradient_function as gradient_function
 from .weights import load_weights as load_weights
