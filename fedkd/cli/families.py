@@ -31,6 +31,7 @@ REPLAY, OWN, ONE = LEARNER_FAMILIES = (
 """Families of learners, in the order of the list."""
 NEEDS = {
     "gradients": "neural networks as client models",
+    "adapter": "adapters of all clients, on one base",
     "one_architecture": "one architecture",
     "masks": "a stream of tasks whose learner has masks (supsup, exssnet)",
     "features": "models with penultimate features and a head",
@@ -49,6 +50,7 @@ NEEDS = {
 SHORT = {
     "transfer_labels": "labelled public data",
     "server": "server model",
+    "adapter": "adapters",
     "one_architecture": "one architecture",
     "masks": "a learner with masks",
     "class_stream": "class-incremental stream",

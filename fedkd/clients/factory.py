@@ -27,7 +27,7 @@ from fedkd.fusion import overrides_hook
 from fedkd.models import EstimatorModel, ModelFactory, RegressorModel, client_estimator
 from fedkd.plan import Plan, evaluated_clients, make_auxiliaries
 from fedkd.randomness import derive_seed
-from fedkd.training import make_executor, prepare_inputs, prepare_model, resolve_device, weights_of
+from fedkd.training import exchanged_weights, make_executor, prepare_inputs, prepare_model, resolve_device
 
 NOT_OF_STEPS = frozenset(
     {
@@ -186,4 +186,4 @@ def initial_weights(plan: Plan, data: Data) -> dict[str, np.ndarray]:
     if not plan.capabilities.brings_model:
         return {}
     network = prepare_model(initial_network(plan, model_factories(plan, data)[0]), "cpu")
-    return weights_of(network)
+    return exchanged_weights(network)

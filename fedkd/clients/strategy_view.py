@@ -20,12 +20,12 @@ from fedkd.training import (
     Executor,
     LoopExecutor,
     Training,
+    exchanged_weights,
     frozen_copy,
     gradient_function,
     load_weights,
     run_training,
     trainable_names,
-    weights_of,
 )
 
 T = TypeVar("T")
@@ -130,7 +130,7 @@ class StrategyView:
         return self.networks.network_of(of)
 
     def weights(self, of: str = OWN_NETWORK) -> dict[str, np.ndarray]:
-        return weights_of(self._network_trainer("weights").network_of(of))
+        return exchanged_weights(self._network_trainer("weights").network_of(of))
 
     def load_weights(self, weights: Arrays, of: str = OWN_NETWORK) -> None:
         load_weights(self._network_trainer("weights").network_of(of), weights)

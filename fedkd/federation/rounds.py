@@ -119,6 +119,7 @@ class Rounds:
             train_loss = self._train(round)
             self._measure_transfer(round)
             neighbours = self._measurements.fusion(round, self._strategy.report())
+            self._measurements.server(round, self._strategy.figures())
             self._measurements.server(round, {"knowledge_cache_bytes": self._strategy.cache_bytes()})
             self._measurements.links(round, self._strategy.links())
             self._end_task(round)

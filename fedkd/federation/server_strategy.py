@@ -48,6 +48,10 @@ class ServerStrategy(Protocol):
         """Return the weights among clients of the last fusion; None: all receive the same."""
         return None
 
+    def figures(self) -> Mapping[str, float]:
+        """Return the figures of the last fusion by metric."""
+        return {}
+
     def links(self) -> Links | None:
         """Return the links used in the last fusion; None: a server."""
         return None

@@ -19,6 +19,7 @@ Need = Literal[
     "linear_head",  # heads that are one linear layer with biases
     "weights",  # weights to send
     "masks",  # a learner whose masks clients can share
+    "adapter",  # adapters of all clients, on one base
     "one_architecture",  # one architecture for all clients
     "plain_sgd",  # local steps of SGD without momentum
     "transfer_labels",  # labels of the transfer set on the server

@@ -72,6 +72,11 @@ STRATEGIES = Registry(
         "fedbabu": "fedkd.fusion.weights.partial_averaging:FedBABU",
         "fedala": "fedkd.fusion.weights.fedala:FedALA",
         "gossip": "fedkd.fusion.weights.gossip:Gossip",
+        "fedit": "fedkd.fusion.weights.adapters:FedIT",
+        "ffa_lora": "fedkd.fusion.weights.adapters:FFALoRA",
+        "flexlora": "fedkd.fusion.weights.adapters:FlexLoRA",
+        "flora": "fedkd.fusion.weights.adapters:FLoRA",
+        "hetlora": "fedkd.fusion.weights.adapters:HetLoRA",
     },
     group="fedkd.strategies",
     aliases={

@@ -126,6 +126,7 @@ class Guidance:
     for_absent: Arrays | None = None
     distances: np.ndarray | None = None
     mixed: np.ndarray | None = None
+    figures: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def is_personal(self) -> bool:

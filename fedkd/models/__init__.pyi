@@ -1,3 +1,6 @@
+from .adapter import LowRank as LowRank
+from .adapter import adapters_of as adapters_of
+from .adapter import frozen_base as frozen_base
 from .build import ModelFactory as ModelFactory
 from .build import blank_inputs as blank_inputs
 from .build import build_group_models as build_group_models

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from fedkd.data import KINDS, SampleKind, inferred_kind
 from fedkd.errors import UserError, blaming, described, refuse_if
+from fedkd.models.adapter import add_adapter
 from fedkd.models.estimator import Estimator, check_estimator, is_estimator_class
 from fedkd.models.evaluation_mode import evaluation_mode
 from fedkd.models.fast.kernel_mode import Allowance, FlopCounter
@@ -55,10 +56,14 @@ class ModelFactory:
                 model = model.to(device="cpu", dtype=torch.float32)
                 # One forward pass finds a wrong shape before round 1, and sets the shapes of lazy layers.
                 _check_forward(model, blank_inputs(2, self._shape, self.input_dtype), self.outputs)
+                if self.group.adapter is not None:
+                    add_adapter(model, self.group.adapter, self.group.model)
         if not isinstance(model, nn.Module):
             # Attributes of a plug-in object may raise.
             with plugin_call(f"'{self.group.model}' made a {type(model).__name__}, which", "clients.model"):
                 (check_regressor if self.regression else check_estimator)(self.group.model, model)
+            told = f"needs a network, but model '{self.group.model}' is not one"
+            refuse_if(self.group.adapter is not None, told, "clients.adapter")
             return model
         if count_parameters(model) == 0:
             raise UserError(f"'{self.group.model}' has no parameters to train", key="clients.model")

@@ -27,17 +27,23 @@ def architecture_names(groups: Sequence[ClientGroup]) -> list[str]:
     distinct = {id(group): group for group in groups}
     for group in distinct.values():
         kinds.setdefault(group.model, [])
-        if group.args not in kinds[group.model]:
-            kinds[group.model].append(group.args)
+        if _arguments(group) not in kinds[group.model]:
+            kinds[group.model].append(_arguments(group))
 
     def name(group: ClientGroup) -> str:
-        others = [args for args in kinds[group.model] if args != group.args]
-        own = {key: value for key, value in group.args.items() if any(o.get(key) != value for o in others)}
+        mine = _arguments(group)
+        others = [args for args in kinds[group.model] if args != mine]
+        own = {key: value for key, value in mine.items() if any(o.get(key) != value for o in others)}
         told = ", ".join(f"{key}={value}" for key, value in own.items())
         return f"{group.model} ({told})" if own else group.model
 
     names = {key: name(group) for key, group in distinct.items()}
     return [names[id(group)] for group in groups]
+
+
+def _arguments(group: ClientGroup) -> dict[str, Any]:
+    """Return a model's arguments, with those of its adapters."""
+    return group.args | ({} if group.adapter is None else group.adapter.model_dump())
 
 
 def apportion(clients: int, shares: list[float]) -> list[int]:

@@ -40,7 +40,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "Transferability",
             "recorded_name",
         ],
-        "sections": ["ClientGroup", "Clock", "Data", "Partition", "PositiveInt", "Section"],
+        "sections": ["Adapter", "ClientGroup", "Clock", "Data", "Partition", "PositiveInt", "Section"],
         "shipped_files": [
             "BENCH_FOLDER",
             "KIND_PLURALS",

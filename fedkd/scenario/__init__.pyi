@@ -40,6 +40,7 @@ from .schema import Population as Population
 from .schema import Scenario as Scenario
 from .schema import Transferability as Transferability
 from .schema import recorded_name as recorded_name
+from .sections import Adapter as Adapter
 from .sections import ClientGroup as ClientGroup
 from .sections import Clock as Clock
 from .sections import Data as Data

@@ -109,6 +109,26 @@ class Data(Section):
         return self.task == "regression"
 
 
+class Adapter(Section):
+    """Low-rank adapters on a frozen network: the weight of a layer is W + (α/r) B A, with B 0 at first.
+
+    Only A, B, the head and the buffers are trained and sent.
+    """
+
+    kind: Literal["lora"] = "lora"
+    """The kind of adapter."""
+    rank: PositiveInt = 8
+    """r: rows of A and columns of B; at most the smaller side of each adapted weight."""
+    alpha: Annotated[float, Field(gt=0.0, le=1e6)] = 16.0
+    """α: the change is scaled by α/r."""
+    targets: Literal["linear", "conv", "all"] | Annotated[list[str], Field(min_length=1)] = "linear"
+    """Adapted layers: all linear ones, all 2-D convolutions, both, or those whose names match a pattern of a
+    list, such as `["body.*"]`."""
+    train_head: bool = True
+    """Train the head (the layer `head`, or the last linear one) whole, as classification on a frozen base
+    usually does. `false` freezes it, and it may get an adapter."""
+
+
 class ClientGroup(Section):
     """A group of clients with the same model."""
 
@@ -119,6 +139,13 @@ class ClientGroup(Section):
     """Relative number of clients in the group; shares need not sum to 1."""
     args: dict[str, Any] = {}
     """Keyword arguments of the model."""
+    adapter: Adapter | None = None
+    """Adapters on the frozen initial network; absent: all weights are trained."""
+
+    @property
+    def architecture(self) -> tuple[str, dict[str, Any], Adapter | None]:
+        """Equal for groups whose models have weights of equal shapes."""
+        return self.model, self.args, self.adapter
 
 
 class EarlyStopping(Section):

@@ -100,6 +100,7 @@ class TaskwiseFusion:
         known = list(everyone)
         for fusing in self._by_task.values():
             fusing.report = fusing.links = None
+            fusing.figures = {}
         sent = 0
         for task, fusing in self.of_clients(uploads).items():
             own = {client: upload for client, upload in uploads.items() if self.task_of(client) == task}
@@ -121,6 +122,10 @@ class TaskwiseFusion:
         """Return the weights among clients of the last fusion, within tasks."""
         found = [fusing.report for _, fusing in sorted(self._by_task.items()) if fusing.report is not None]
         return merged_reports(found) if found else None
+
+    def figures(self) -> dict[str, float]:
+        """Return the strategy's figures of the last fusion by metric, of the last task that has them."""
+        return {k: v for _, fusing in sorted(self._by_task.items()) for k, v in fusing.figures.items()}
 
     def links(self) -> Links | None:
         """Return the links used in the last fusion; None: a server, or no messages."""

@@ -60,6 +60,7 @@ class Fusing:
     Attributes:
         report: Weights between clients in the last fusion.
         links: Links used in the last fusion.
+        figures: The strategy's figures of the last fusion, by metric.
         cache: Every client's last knowledge, if old knowledge is fused.
         model: The newest weights by name, if messages contain the model.
     """
@@ -75,6 +76,7 @@ class Fusing:
         self.mailbox, self.cache = Mailbox(), KnowledgeCache()
         self.report: FusionReport | None = None
         self.links: Links | None = None
+        self.figures: Mapping[str, float] = {}
         self.model: Arrays = {}
         self._known, self._decay, self._exponent = known, decay, exponent
         self._request: np.ndarray | None = None
@@ -166,7 +168,7 @@ class Fusing:
             if knowledge.classes_met is not None:
                 guidance = self.strategy.end_task(knowledge, guidance)
         check_guidance(guidance, knowledge)
-        self._memory = dict(guidance.memory)
+        self._memory, self.figures = dict(guidance.memory), dict(guidance.figures)
         if capabilities.brings_model:
             self.model = dict(guidance.shared) or self.model
             return 0  # its bytes count with every message

@@ -22,6 +22,7 @@ from fedkd.training import (
     EarlyStopping,
     OptimizerSpec,
     TrainJob,
+    exchanged_weights,
     fit,
     limit_torch_threads,
     load_weights,
@@ -29,7 +30,6 @@ from fedkd.training import (
     prepare_inputs,
     prepare_model,
     trainable_names,
-    weights_of,
 )
 
 
@@ -64,7 +64,9 @@ class TransferSetModels:
 
     def architecture_of(self, client: int) -> Architecture:
         group = self._groups[client]
-        return self.architecture(group.model, group.args)
+        if group.adapter is None:
+            return self.architecture(group.model, group.args)
+        return json.dumps(group.model_dump(exclude={"share"}), sort_keys=True)
 
     def clients_of(self, architecture: Architecture) -> list[int]:
         return [client for client in range(self.clients) if self.architecture_of(client) == architecture]
@@ -82,7 +84,9 @@ class TransferSetModels:
     def network(self, architecture: Architecture, weights: Arrays | None = None) -> nn.Module:
         """Return a network on the CPU; without weights, a fresh one, always the same."""
         group = ClientGroup.model_validate(json.loads(architecture))
-        seed = derive_seed(self._scenario.seed, f"server-weights:{architecture}")
+        # Adapters change a frozen base, so the server's is that of the clients.
+        purpose = f"server-weights:{architecture}" if group.adapter is None else "initial-weights"
+        seed = derive_seed(self._scenario.seed, purpose)
         model = build_model(
             group,
             self._data.x.shape[1:],
@@ -97,7 +101,7 @@ class TransferSetModels:
         return model
 
     def initial_weights(self, architecture: Architecture) -> dict[str, np.ndarray]:
-        return weights_of(self.network(architecture))
+        return exchanged_weights(self.network(architecture))
 
     def trainable(self, architecture: Architecture) -> tuple[str, ...]:
         return trainable_names(self.network(architecture))
@@ -148,7 +152,7 @@ class TransferSetModels:
             lr_schedule="cosine",
             early_stopping=stopping,
         )
-        return weights_of(model)
+        return exchanged_weights(model)
 
     def fit(
         self,

@@ -28,7 +28,7 @@ from fedkd.plan import Plan
 from fedkd.server.fusing import Fusing, ServerKnowledge
 from fedkd.server.knowledge_cache import Upload
 from fedkd.server.models import TransferSet, TransferSetModels
-from fedkd.training import prepare_inputs, weights_of
+from fedkd.training import exchanged_weights, prepare_inputs
 
 KEY = "fusion.strategy"
 LOOKED_AT = 8
@@ -49,7 +49,7 @@ class UntrainedModels(TransferSetModels):
         network = self.network(architecture, weights)
         outputs = self._of_task(network.eval()(prepare_inputs(self._data.x[:2], "cpu")))
         loss(outputs, *(prepare_inputs(values[:2], "cpu") for values in targets))
-        return weights_of(network)
+        return exchanged_weights(network)
 
     def fit(self, network: nn.Module, arrays: Any, loss: Callable[..., Tensor], **settings: Any) -> None:
         training = network.training

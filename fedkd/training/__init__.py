@@ -55,6 +55,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "task": ["Task", "task_of"],
         "weights": [
             "arrays_to_tensors",
+            "exchanged_weights",
             "frozen_copy",
             "gradient_function",
             "load_weights",

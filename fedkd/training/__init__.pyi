@@ -59,6 +59,7 @@ from .phases import train_in_phases as train_in_phases
 from .task import Task as Task
 from .task import task_of as task_of
 from .weights import arrays_to_tensors as arrays_to_tensors
+from .weights import exchanged_weights as exchanged_weights
 from .weights import frozen_copy as frozen_copy
 from .weights import gradient_function as gradient_function
 from .weights import load_weights as load_weights

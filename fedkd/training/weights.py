@@ -7,12 +7,19 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from fedkd.models import frozen_base
 from fedkd.training.losses import cross_entropy
 
 
 def weights_of(model: nn.Module) -> dict[str, np.ndarray]:
     """Return copies of all parameters and buffers by name."""
     return tensors_to_arrays(model.state_dict())
+
+
+def exchanged_weights(model: nn.Module) -> dict[str, np.ndarray]:
+    """Return copies of what strategies see: all weights, but with adapters no frozen base."""
+    base = frozen_base(model)
+    return tensors_to_arrays({name: t for name, t in model.state_dict().items() if name not in base})
 
 
 def tensors_to_arrays(tensors: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
@@ -32,8 +39,10 @@ def trainable_names(model: nn.Module) -> tuple[str, ...]:
 
 
 def load_weights(model: nn.Module, weights: Mapping[str, np.ndarray]) -> None:
-    """Set all parameters and buffers; values are cast to each tensor's own type."""
-    model.load_state_dict(arrays_to_tensors(weights))
+    """Set all parameters and buffers, cast to each tensor's type; an absent frozen base stays."""
+    base = frozen_base(model).difference(weights)
+    held = {name: tensor for name, tensor in model.state_dict().items() if name in base} if base else {}
+    model.load_state_dict({**held, **arrays_to_tensors(weights)})
 
 
 Gradient = Callable[[Mapping[str, np.ndarray], np.ndarray], "tuple[float, dict[str, np.ndarray]]"]

@@ -157,7 +157,7 @@ class SmallServer:
         return tuple(name for name, _ in self.model(architecture).named_parameters())
 
     def architecture_of(self, client: int) -> str:
-        return self.architectures[client]
+        return self.architectures.get(client, "plain")
 
     def clients_of(self, architecture: str) -> list[int]:
         return sorted(client for client, name in self.architectures.items() if name == architecture)

@@ -143,6 +143,8 @@ FAR_OPTIONS: dict[str, dict[str, Any]] = {
 }
 
 
+NAME_ABSENT = {"feddf", "fedit", "ffa_lora", "flexlora", "hetlora"}
+"""Strategies whose guidance for absent clients is of their own architecture, so it is by name."""
 CHOOSY = {"max_confidence", "comd", "masters", "mst", "complementary"}
 """Strategies under which clients that are all alike do not hear all alike, themselves included."""
 
@@ -405,4 +407,4 @@ def test_guidance_is_shared_or_personal_as_declared(name) -> None:
     ]
     _, for_absent = tables_of(guidance, fused.knowledge())
     said = can.audience.startswith(("all clients", "every client"))
-    assert said == bool(for_absent) or name == "feddf"  # whose students are for those who are absent by name
+    assert said == bool(for_absent) or name in NAME_ABSENT

@@ -150,6 +150,7 @@ OWN: dict[str, dict[str, Any]] = {
     "target": {"samples": 20, "synthesis_batch_size": 20, "generator_steps": 2},
 }
 """What a strategy wants besides its name, and what makes it cheap."""
+ADAPTERS = ("fedit", "ffa_lora", "flexlora", "flora", "hetlora")
 STREAMS = {"fedmask": ("supsup", {}), "fedweit": ("fedweit", {}), "target": ("naive", {"head": "class"})}
 """Learner and keys of the stream that a strategy needs."""
 
@@ -168,6 +169,8 @@ def of_strategy(name: str) -> dict[str, Any]:
         tables = tables | {"rounds": None, "continual": short_stream(learner, **keys)}
     if name == "gossip":
         tables = tables | {"topology": {"graph": "ring"}}
+    if name in ADAPTERS:
+        tables = tables | {"clients": [MLP | {"adapter": {"rank": 2}}]}
     if name == "moon":
         tables = tables | {"clients": [{"model": "mlp", "args": {"hidden": [16], "projection": 8}}]}
     return tables

@@ -22,6 +22,7 @@ from fedkd.training import (
     FitResult,
     Training,
     TrainJob,
+    exchanged_weights,
     limit_torch_threads,
     load_weights,
     model_optimizer_state,
@@ -127,7 +128,7 @@ class NetworkTrainer:
             self.shared.measured.forget()
         can, kept = self._strategy.capabilities, self._scenario.training.optimizer_state == "kept"
         own = self.shared is None or can.sends_steps
-        start = weights_of(self.network) if "weights" in can.needs and own else {}
+        start = exchanged_weights(self.network) if "weights" in can.needs and own else {}
         proximal_mu = proximal_mu or objective_of(self._strategy).proximal_mu
         job, loss = self.jobs.local_training(client, proximal_mu, self._optimizer_state if kept else None)
         result = yield from self._in_phases(client, job, loss)

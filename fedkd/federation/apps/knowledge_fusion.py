@@ -57,6 +57,7 @@ class KnowledgeFusion(Strategy):
         )
         self._fusing = fusing
         self.cache_bytes, self.report, self.links = fusing.cache_bytes, fusing.report, fusing.links
+        self.figures = fusing.figures
         self.begin_round, self.state, self.restore = fusing.move, fusing.state, fusing.restore
         self._client_of_node: dict[int, int] = {}
         self._records: dict[int, tuple[Mapping[str, np.ndarray], ArrayRecord]] = {}

@@ -175,17 +175,33 @@ def check_transfer_size(scenario: Scenario, strategy: FusionStrategy) -> None:
 def has_one_architecture(scenario: Scenario) -> bool:
     """Return whether all clients have the same model."""
     first, *others = scenario.clients
-    return all((group.model, group.args) == (first.model, first.args) for group in others)
+    return all(group.architecture == first.architecture for group in others)
 
 
 def check_one_architecture(scenario: Scenario, what: str = "averages parameters") -> None:
     """Raise a `UserError` for several architectures; `what` is what the strategy does."""
     first, *others = scenario.clients
     for index, group in enumerate(others, start=1):
+        other = " with other args" if group.args != first.args else " with other adapters"
         refuse_if(
-            (group.model, group.args) != (first.model, first.args),
+            group.architecture != first.architecture,
             f"'{scenario.fusion.strategy}' {what}, so all clients need one architecture, got"
-            f" '{first.model}' and '{group.model}'{' with other args' * (group.model == first.model)}"
+            f" '{first.model}' and '{group.model}'{other * (group.model == first.model)}"
             f" (clients.{index})",
             "clients",
+        )
+
+
+def check_adapters(scenario: Scenario) -> None:
+    """Raise a `UserError` unless all clients adapt the same layers of one base."""
+    name, (first, *_) = scenario.fusion.strategy, scenario.clients
+    for index, group in enumerate(scenario.clients):
+        told = f"missing; '{name}' combines adapters, e.g. adapter = {{ kind = \"lora\", rank = 4 }}"
+        if group.adapter is None or first.adapter is None:
+            raise UserError(told, key=f"clients.{index}.adapter")
+        kinds = [g.adapter.model_dump(exclude={"rank", "alpha"}) for g in (first, group) if g.adapter]
+        refuse_if(
+            (group.model, group.args) != (first.model, first.args) or kinds[0] != kinds[1],
+            f"'{name}' combines adapters of one base; clients may differ in rank and alpha alone",
+            f"clients.{index}",
         )

@@ -11,7 +11,7 @@ from fedkd.errors import UserError, refuse_if
 from fedkd.fusion import ServerModel
 from fedkd.models import build_model
 from fedkd.plan.checks.capability_table import Case, check_table
-from fedkd.plan.checks.cross_field import check_one_architecture
+from fedkd.plan.checks.cross_field import check_adapters, check_one_architecture
 from fedkd.plan.checks.graph import check_graph
 from fedkd.plan.checks.learner import check_learner
 from fedkd.plan.checks.model_parts import (
@@ -52,6 +52,8 @@ def check_requirements(plan: Plan, data: Data, models: Sequence[Any]) -> None:  
     check_filters(plan, data)
     if scenario.fusion.relations is not None:
         check_relations(plan, models)
+    if "adapter" in needs:
+        check_adapters(scenario)
     if "one_architecture" in needs:
         what = "averages masks" if "masks" in needs else "averages parameters"
         check_one_architecture(scenario, what)
