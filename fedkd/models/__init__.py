@@ -6,7 +6,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     [],
     {
-        "adapter": ["LowRank", "adapters_of", "frozen_base"],
+        "adapter": ["adapters_of", "frozen_base"],
         "build": [
             "ModelFactory",
             "blank_inputs",

@@ -1,4 +1,3 @@
-from .adapter import LowRank as LowRank
 from .adapter import adapters_of as adapters_of
 from .adapter import frozen_base as frozen_base
 from .build import ModelFactory as ModelFactory

@@ -14,6 +14,7 @@ from reports import undrawn, unpaged
 from fedkd.benchmark.runner import BenchPlan, bench, plan_bench
 from fedkd.cli.main import main
 from fedkd.continual.registry import LEARNERS
+from fedkd.fusion.capabilities import capabilities_of
 from fedkd.fusion.registry import STRATEGIES
 from fedkd.report.style import FORMATS
 
@@ -138,10 +139,11 @@ def test_benches_list_strategies_between_their_baselines(path, plan_of):
 
 
 def test_the_full_benches_include_every_strategy(plan_of):
-    """But for those that need a stream of tasks, or a graph."""
+    """But for those that need a stream of tasks, a graph, or adapters."""
     benches = [plan_of(FOLDER / f"every-strategy-{kind}.toml") for kind in ("mixed", "alike")]
     named = {cell.scenario.fusion.strategy for plan in benches for cell in plan.cells}
-    assert set(STRATEGIES.builtin) - named == {"fedmask", "fedweit", "gossip", "target"}
+    adapted = {n for n in STRATEGIES.builtin if "adapter" in capabilities_of(STRATEGIES.load(n)).needs}
+    assert set(STRATEGIES.builtin) - named == {"fedmask", "fedweit", "gossip", "target"} | adapted
 
 
 def test_the_full_bench_includes_every_learner(plan_of):

@@ -85,6 +85,9 @@ ALL = sorted(
 def clients_for(strategy: str) -> list[dict[str, Any]]:
     """Return the most mixed federation that a strategy can serve."""
     needs = make_strategy(strategy, {}).capabilities.needs
+    if "adapter" in needs:
+        ranks = [2] if "one_architecture" in needs else [2, 4]
+        return [MLP | {"adapter": {"rank": rank}} for rank in ranks]
     if "one_architecture" in needs:
         return [MLP]
     return NETWORKS if needs & {"gradients", "features", "weights"} else [*NETWORKS, FOREST]
@@ -134,6 +137,8 @@ def test_every_strategy_resumes_with_mixed_models_and_absent_clients(strategy, a
 
 @pytest.mark.parametrize("strategy", ALL)
 def test_every_strategy_runs_with_one_client(strategy, tmp_path):
-    changes = {"rounds": 2, "clients_per_round": 1, "clients": [MLP], "faults": {}}
+    adapted = "adapter" in make_strategy(strategy, {}).capabilities.needs
+    clients = clients_for(strategy)[:1] if adapted else [MLP]
+    changes = {"rounds": 2, "clients_per_round": 1, "clients": clients, "faults": {}}
     alone = changes | {"data": TABLES["data"] | {"clients": 1}}
     check_rows(fedkd.run(write(tmp_path, strategy, **alone), out=tmp_path / "alone"))
