@@ -40,9 +40,9 @@ NOT_OF_STEPS = frozenset(
 
 def steps_key(plan: Plan) -> Hashable:
     """Return a key of all settings that a recorded step may contain."""
-    engine = plan.scenario.engine
+    engine, data = plan.scenario.engine, plan.scenario.data
     settings = plan.scenario.model_dump_json(exclude=set(NOT_OF_STEPS))
-    return settings, engine.device, engine.threads_per_client
+    return settings, data.task, data.head, engine.device, engine.threads_per_client
 
 
 class ClientFactory:

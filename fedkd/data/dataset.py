@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from fedkd.data.kinds import IMAGE, SampleKind, inferred_kind, kind_named, with_vocabulary
+from fedkd.data.kinds import IMAGE, INFERRED, SampleKind, inferred_kind, kind_named, with_vocabulary
 from fedkd.data.targets import check_targets
 from fedkd.errors import UserError, described, refuse_if
 
@@ -31,11 +31,11 @@ class Dataset:
     test_x: np.ndarray
     test_y: np.ndarray
     owners: np.ndarray | None = None
-    kind: SampleKind = None  # type: ignore[assignment]
+    kind: SampleKind = INFERRED
     feature_names: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        kind = self.kind or inferred_kind(self.shape, self.train_x.dtype)
+        kind = inferred_kind(self.shape, self.train_x.dtype) if self.kind == INFERRED else self.kind
         object.__setattr__(self, "kind", with_vocabulary(kind, self.train_x, self.test_x))
 
     @property
@@ -86,7 +86,7 @@ def dataset_from_arrays(
             f"there must be a name for each of {y.shape[1]} targets in train_y and test_y, got {len(names)}"
         )
         refuse_if(not len(names) == y.shape[1] == test_labels.shape[1], told, key)
-        return Dataset(name, tuple(map(str, names)), x, y, test, test_labels, owners, given)  # type: ignore[arg-type]
+        return Dataset(name, tuple(map(str, names)), x, y, test, test_labels, owners, given or INFERRED)
     largest = int(max(y.max(), test_labels.max()))
     if class_names is None:
         told = "labels must be 0..C-1, each with a train sample;"
@@ -99,7 +99,9 @@ def dataset_from_arrays(
         class_names = [str(label) for label in range(largest + 1)]
     elif largest >= len(class_names):
         raise UserError(f"label {largest} has no name: there are {len(class_names)} class names", key=key)
-    return Dataset(name, tuple(str(label) for label in class_names), x, y, test, test_labels, owners, given)  # type: ignore[arg-type]
+    return Dataset(
+        name, tuple(str(label) for label in class_names), x, y, test, test_labels, owners, given or INFERRED
+    )
 
 
 def _as_array(values: Any, what: str, key: str) -> np.ndarray:

@@ -8,7 +8,7 @@ import numpy as np
 
 from fedkd.data.dataset import Dataset
 from fedkd.data.heterogeneity import Skew, add_noise, draw_skews, replace_labels, skew_images
-from fedkd.data.kinds import SampleKind, inferred_kind, with_vocabulary
+from fedkd.data.kinds import INFERRED, SampleKind, inferred_kind, with_vocabulary
 from fedkd.data.memory_budget import check_memory_budget
 from fedkd.data.normalise import Statistics
 from fedkd.data.partitions.replacement import SIZE
@@ -77,12 +77,12 @@ class FederatedData:
     skew: tuple[Skew, ...] = ()  # drawn skew of every client; empty if clients differ only in their labels
     statistics: Statistics | None = None  # normalisation for samples that come later; None: unknown
     owners: tuple[str, ...] = ()  # name of each client's owner; empty if the data name none
-    kind: SampleKind = None  # type: ignore[assignment]
+    kind: SampleKind = INFERRED
     """Kind of the samples, inferred unless given."""
     scale: TargetScale | None = None  # of the targets of regression; None: labels are classes
 
     def __post_init__(self) -> None:
-        kind = self.kind or inferred_kind(self.input_shape, self.x.dtype)
+        kind = inferred_kind(self.input_shape, self.x.dtype) if self.kind == INFERRED else self.kind
         object.__setattr__(self, "kind", with_vocabulary(kind, self.transfer_x))
 
     @property

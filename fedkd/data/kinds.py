@@ -65,6 +65,8 @@ TRIPLE = replace(TEXT, name="triple", plural="triples", axes=("2",))  # head, re
 GRAPH = SampleKind(
     *("graph", "graphs", ("V", "F+V")), statistics=False, noise=False, heterogeneity=("label_noise",)
 )
+INFERRED = SampleKind("inferred", "samples", ())
+"""Stands for the kind that shape and type of the samples imply."""
 KINDS = {kind.name: kind for kind in (IMAGE, VECTOR, SERIES, TEXT, GRAPH, TRIPLE)}
 
 

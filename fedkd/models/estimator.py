@@ -9,23 +9,18 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
-from math import prod
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import numpy as np
 
 from fedkd.errors import TrainingDiverged, refuse_if
+from fedkd.models.refit import Arrays, RefitModel, flatten, set_seed
 
 FLOOR = 1e-6  # smallest probability: its logarithm is the lowest logit an estimator gives
 MOST_TREES = 100_000
 NEGLIGIBLE = 1e-2  # rows of guidance below this probability are left out of a refit
 LARGEST_LOGIT = 1e30  # larger logits change nothing; float32 ends at 3e38
-PROBABILITIES = "guidance/probabilities"
-SAMPLES = "guidance/samples"
-SEED = "seed"
 OWN_PREFIX = "own/"
-
-Arrays = Mapping[str, np.ndarray]
 
 
 @runtime_checkable
@@ -70,14 +65,15 @@ def sgd(input_shape: tuple[int, ...], classes: int, *, alpha: float = 1e-3, **ar
     return SGDClassifier(loss="log_loss", alpha=alpha, **args)
 
 
-class EstimatorModel:
-    """An estimator with refits that are equal bit for bit."""
+class EstimatorModel(RefitModel):
+    """A classifier with weighted refits."""
+
+    guidance_name: ClassVar[str] = "guidance/probabilities"
 
     def __init__(self, make: Callable[[], Estimator], classes: int) -> None:
+        super().__init__()
         self._make, self._classes = make, classes
         self._fitted: Estimator | None = None
-        self._guidance: tuple[np.ndarray, np.ndarray] | None = None  # samples [K], probabilities [K, C]
-        self._seed = -1
 
     def fit(self, x: np.ndarray, y: np.ndarray, transfer_x: np.ndarray, seed: int) -> None:
         """Fit on private samples and, after guidance, on the transfer set `[M, ...]` weighted by it."""
@@ -105,19 +101,6 @@ class EstimatorModel:
             estimator.fit(rows, labels)
         self._fitted = estimator
 
-    def learn(
-        self,
-        x: np.ndarray,
-        y: np.ndarray,
-        transfer_x: np.ndarray,
-        samples: np.ndarray,
-        probabilities: np.ndarray,
-        seed: int,
-    ) -> None:
-        """Fit with new guidance: `probabilities` `[K, C]` of the transfer samples with indices `samples`."""
-        self._guidance = (np.asarray(samples), np.asarray(probabilities, dtype=np.float64))
-        self.fit(x, y, transfer_x, seed)
-
     @property
     def fitted(self) -> Estimator | None:
         """The estimator after its last fit; None: there was none."""
@@ -128,21 +111,6 @@ class EstimatorModel:
         if self._fitted is None:
             return np.zeros((len(x), self._classes), dtype=np.float32)
         return predicted_logits(self._fitted, x, self._classes)
-
-    def state(self) -> dict[str, np.ndarray]:
-        """Return what `restore` needs: the guidance and the seed of the last fit."""
-        arrays = {SEED: np.array(self._seed, dtype=np.int64)}
-        if self._guidance is not None:
-            arrays[SAMPLES], arrays[PROBABILITIES] = self._guidance
-        return arrays
-
-    def restore(self, arrays: Arrays, x: np.ndarray, y: np.ndarray, transfer_x: np.ndarray) -> None:
-        """Refit to a `state`."""
-        if SAMPLES in arrays:
-            self._guidance = (arrays[SAMPLES], arrays[PROBABILITIES])
-        seed = int(arrays[SEED])
-        if seed >= 0:
-            self.fit(x, y, transfer_x, seed)
 
 
 def predicted_logits(estimator: Any, x: np.ndarray, classes: int) -> np.ndarray:
@@ -171,12 +139,6 @@ def predicted_logits(estimator: Any, x: np.ndarray, classes: int) -> np.ndarray:
     return np.clip(logits, -LARGEST_LOGIT, LARGEST_LOGIT).astype(np.float32)
 
 
-def set_seed(estimator: Any, seed: int) -> None:
-    """Set an estimator's `random_state`, if it has one."""
-    if hasattr(estimator, "get_params") and "random_state" in estimator.get_params():
-        estimator.set_params(random_state=seed % 2**32)
-
-
 def _takes_weights(estimator: Estimator) -> bool:
     try:
         parameters = inspect.signature(estimator.fit).parameters.values()
@@ -194,11 +156,6 @@ class _Constant:
 
     def predict_proba(self, X: np.ndarray) -> np.ndarray:
         return np.ones((len(X), 1))
-
-
-def flatten(x: np.ndarray) -> np.ndarray:
-    """Return samples `[n, ...]` as rows `[n, D]`."""
-    return x.reshape(len(x), prod(x.shape[1:]))  # -1 fails for an empty array
 
 
 def is_estimator_class(factory: Any) -> bool:
@@ -261,12 +218,12 @@ class IncrementalModel(EstimatorModel):
         y: np.ndarray,
         transfer_x: np.ndarray,
         samples: np.ndarray,
-        probabilities: np.ndarray,
+        targets: np.ndarray,
         seed: int,
     ) -> None:
         """Distil guidance."""
         set_seed(self._estimator, seed)
-        self._estimator.distill(flatten(transfer_x)[samples], np.asarray(probabilities, dtype=np.float64))
+        self._estimator.distill(flatten(transfer_x)[samples], np.asarray(targets, dtype=np.float64))
         self._fitted = self._estimator
 
     def state(self) -> dict[str, np.ndarray]:

@@ -7,17 +7,16 @@ of transfer samples count alike.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any, Protocol, runtime_checkable
+from collections.abc import Callable
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import numpy as np
 from torch import nn
 
 from fedkd.data import Head, join_outputs, split_outputs
 from fedkd.errors import TrainingDiverged, refuse_if
-from fedkd.models.estimator import SAMPLES, SEED, flatten, set_seed
+from fedkd.models.refit import RefitModel, flatten, set_seed
 
-OUTPUTS = "guidance/outputs"
 VALIDATION = 0.2
 """Share of the samples whose residuals give the variance."""
 
@@ -73,15 +72,16 @@ def check_regressor(name: str, regressor: Any) -> None:
     refuse_if(hasattr(regressor, "predict_proba"), told, "clients.model")
 
 
-class RegressorModel:
-    """Regressors of all targets, with refits that are equal bit for bit."""
+class RegressorModel(RefitModel):
+    """Regressors of all targets; guidance are outputs."""
+
+    guidance_name: ClassVar[str] = "guidance/outputs"
 
     def __init__(self, make: Callable[[], Regressor], targets: int, head: Head) -> None:
+        super().__init__()
         self._make, self._targets, self._head = make, targets, head
         self._fitted: list[Regressor] | None = None
         self._variance = np.ones(targets)
-        self._guidance: tuple[np.ndarray, np.ndarray] | None = None  # samples [K], outputs [K, C]
-        self._seed = -1
 
     def fit(self, x: np.ndarray, y: np.ndarray, transfer_x: np.ndarray, seed: int) -> None:
         """Fit on private samples `y` `[n, O]` and, after guidance, on the transfer set `[M, ...]`."""
@@ -109,19 +109,6 @@ class RegressorModel:
             found.append(regressor)
         return found
 
-    def learn(
-        self,
-        x: np.ndarray,
-        y: np.ndarray,
-        transfer_x: np.ndarray,
-        samples: np.ndarray,
-        targets: np.ndarray,
-        seed: int,
-    ) -> None:
-        """Fit with new guidance: `targets` `[K, C]` of the transfer samples with indices `samples`."""
-        self._guidance = (np.asarray(samples), np.asarray(targets, dtype=np.float64))
-        self.fit(x, y, transfer_x, seed)
-
     @property
     def fitted(self) -> list[Regressor] | None:
         """The regressor of each target after the last fit; None: there was none."""
@@ -133,23 +120,6 @@ class RegressorModel:
         if self._fitted is not None and len(x):
             mean = _predicted(self._fitted, flatten(x))
         return join_outputs(mean, np.broadcast_to(np.maximum(self._variance, 1e-12), mean.shape), self._head)
-
-    def state(self) -> dict[str, np.ndarray]:
-        """Return what `restore` needs: the guidance and the seed of the last fit."""
-        arrays = {SEED: np.array(self._seed, dtype=np.int64)}
-        if self._guidance is not None:
-            arrays[SAMPLES], arrays[OUTPUTS] = self._guidance
-        return arrays
-
-    def restore(
-        self, arrays: Mapping[str, np.ndarray], x: np.ndarray, y: np.ndarray, transfer_x: np.ndarray
-    ) -> None:
-        """Refit to a `state`."""
-        if SAMPLES in arrays:
-            self._guidance = (arrays[SAMPLES], arrays[OUTPUTS])
-        seed = int(arrays[SEED])
-        if seed >= 0:
-            self.fit(x, y, transfer_x, seed)
 
 
 def _predicted(regressors: list[Regressor], rows: np.ndarray) -> np.ndarray:

@@ -7,6 +7,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -42,17 +43,16 @@ class Words:
 
     words: tuple[str, ...]
 
-    def __post_init__(self) -> None:
-        numbers = {word: number for number, word in enumerate(self.words, UNKNOWN + 1)}
-        object.__setattr__(self, "_numbers", numbers)
+    @cached_property
+    def _numbers(self) -> dict[str, int]:
+        return {word: number for number, word in enumerate(self.words, UNKNOWN + 1)}
 
     @property
     def size(self) -> int:
         return len(self.words) + UNKNOWN + 1
 
     def ids(self, text: str) -> list[int]:
-        numbers: dict[str, int] = self._numbers  # type: ignore[attr-defined]
-        return [numbers.get(word, UNKNOWN) for word in words_of(text)]
+        return [self._numbers.get(word, UNKNOWN) for word in words_of(text)]
 
     def text(self, ids: Sequence[int]) -> str:
         return " ".join(self.words[i - 2] if i > UNKNOWN else "?" for i in ids if i != PADDING)
