@@ -8,6 +8,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     {
         "cells": ["Cell", "cell_tables", "make_cell", "make_level", "name_cell_in_error"],
         "finished": ["find_damage", "read_summary"],
+        "forecast": ["Basis", "forecast_words"],
         "merge": ["flatten", "keys_overlap", "value_at"],
         "progress": ["make_bench_progress"],
         "runner": ["BenchResult", "bench", "describe_plan", "partial_study", "plan_bench"],

@@ -5,6 +5,8 @@ from .cells import make_level as make_level
 from .cells import name_cell_in_error as name_cell_in_error
 from .finished import find_damage as find_damage
 from .finished import read_summary as read_summary
+from .forecast import Basis as Basis
+from .forecast import forecast_words as forecast_words
 from .merge import flatten as flatten
 from .merge import keys_overlap as keys_overlap
 from .merge import value_at as value_at

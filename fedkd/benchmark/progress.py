@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import IO, TYPE_CHECKING, Any
 
 from fedkd.benchmark.cells import Cell
@@ -34,6 +34,8 @@ class BenchProgress:
         self._pace = CellPace(compared=compared)
         self._waiting = dict.fromkeys(cells)
         self._usual = 0.0
+        self.remark: Callable[[Cell], str] = lambda cell: ""
+        """Returns a remark about a running cell, such as its forecast."""
 
     def add(self, cells: Sequence[Cell], known: int) -> None:
         """Add cells to run; `known` is the number of unknown cells that they and finished ones replace."""
@@ -53,7 +55,7 @@ class BenchProgress:
         if outcome.status == "done":
             self._pace.add(cell, outcome.seconds)
             self._usual = self._pace.of(cell) or 0.0
-        self.done += outcome.status in ("done", "pruned")
+        self.done += outcome.status in ("done", "pruned", "stopped")
         self.failed += outcome.status == "failed"
 
     def message(self, text: str) -> None:
@@ -137,7 +139,7 @@ class LiveProgress(BenchProgress):
         # The refreshing thread calls this too: what runs is copied before it is counted.
         running, now = list(self.running.items()), time.monotonic()
         lines = [
-            line(f"  {cell.label}  {format_duration(now - since)}")
+            line(f"  {cell.label}  {format_duration(now - since)}  {self.remark(cell)}".rstrip())
             for cell, since in running[:VISIBLE_RUNNING]
         ]
         if len(running) > VISIBLE_RUNNING:

@@ -147,7 +147,7 @@ def _cell_table(cell: FinishedCell, axes: Sequence[Axis], schema: pa.Schema) -> 
         if cell.done:
             raise
         return None  # it never began, or its files cannot be read
-    constant = [_axis_value(cell.cell, axis) for axis in axes]
+    constant = [axis_value(cell.cell, axis) for axis in axes]
     constant += [cell.cell.seed, cell.cell.hash[:8], cell.outcome.status]
     columns = [
         pa.array([value], type=_plain_type(field.type)).take(pa.array([0] * len(recorded), type=pa.int32()))
@@ -172,7 +172,8 @@ def _recorded(cell: FinishedCell) -> pa.Table:
     return pa.json.read_json(cell.folder / METRICS_FILE, parse_options=options)
 
 
-def _axis_value(cell: Cell, axis: Axis) -> Any:
+def axis_value(cell: Cell, axis: Axis) -> Any:
+    """Return a cell's value on an axis, as files have it: a number, or the label."""
     level = cell.levels[axis.name]
     numeric = all(isinstance(other.value, int | float) for other in axis.levels)
     mixed = len({isinstance(other.value, bool) for other in axis.levels}) > 1
@@ -199,7 +200,7 @@ def write_cells(finished: Sequence[FinishedCell], axes: Sequence[Axis], path: Pa
         for cell in finished:
             rounds = {"rounds": cell.cell.scenario.rounds}
             writer.writerow(
-                [_axis_value(cell.cell, axis) for axis in axes]
+                [axis_value(cell.cell, axis) for axis in axes]
                 + [cell.cell.seed, cell.cell.hash[:8], cell.outcome.status]
                 + [(rounds | cell.final).get(name, "") for name in measured]
                 + [f"runs/{cell.cell.folder_name}", cell.outcome.error]

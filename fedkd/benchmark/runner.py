@@ -23,6 +23,9 @@ from fedkd.benchmark.cells import (
 from fedkd.benchmark.estimate import estimate
 from fedkd.benchmark.finished import DIGESTS, find_damage, read_summary
 from fedkd.benchmark.folder import check_folder
+from fedkd.benchmark.forecast import check_forecasts, forecast_words, is_stopped
+from fedkd.benchmark.forecast_batches import run_batches
+from fedkd.benchmark.forecast_results import forecast_line, forecast_rows, write_forecasts
 from fedkd.benchmark.progress import make_bench_progress
 from fedkd.benchmark.references import SHARE_BELOW, add_reference_metrics, add_share_below
 from fedkd.benchmark.results import (
@@ -34,7 +37,7 @@ from fedkd.benchmark.results import (
     write_cells,
     write_results,
 )
-from fedkd.benchmark.scheduler import CellCheck, open_scheduler
+from fedkd.benchmark.scheduler import CellCheck, Scheduler, open_scheduler
 from fedkd.benchmark.schema import Bench, dump_bench, load_bench
 from fedkd.benchmark.worker import CellOutcome
 from fedkd.errors import UserError
@@ -73,7 +76,18 @@ class BenchPlan:
 
     def waiting(self) -> list[Cell]:
         """Return the cells that are not done, or whose files are damaged."""
-        return [cell for cell in self.cells if read_summary(self.runs / cell.folder_name) is None]
+        stopped = set(self.stopped())
+        return [
+            cell
+            for cell in self.cells
+            if cell not in stopped and read_summary(self.runs / cell.folder_name) is None
+        ]
+
+    def stopped(self) -> list[Cell]:
+        """Return the cells that were stopped on a forecast, if the bench still asks for it."""
+        if self.bench.spec.forecast is None or not self.bench.spec.forecast.stop:
+            return []
+        return [cell for cell in self.cells if is_stopped(self.runs / cell.folder_name)]
 
 
 @dataclass(frozen=True)
@@ -113,6 +127,8 @@ def plan_bench(
     axes = make_axes(bench)
     compared = compared_axes(axes, resolve_baseline(bench, axes))
     cells = tuple(make_cells(bench, plug_ins=plug_ins))
+    if bench.spec.forecast is not None:
+        check_forecasts(cells, bench.file)
     folder = Path(out) if out is not None else Path("runs") / f"bench-{bench.spec.name}"
     folder = expand_path(folder, key="--out").absolute()
     unopened = {} if plug_ins else plug_ins_of_cells(cells)
@@ -147,10 +163,20 @@ def bench(
         outcomes: dict[Cell, CellOutcome] = {}
         if waiting:
             tell("checking data and models")
-            outcomes = scheduler.run(waiting)
+            outcomes = _run(plan, waiting, scheduler)
         scheduler.close()
         tell("writing tables and figures")
-        return _report(plan, outcomes, tell)
+        stopped = {cell: CellOutcome("stopped") for cell in plan.stopped()}
+        return _report(plan, stopped | outcomes, tell)
+
+
+def _run(plan: BenchPlan, waiting: Sequence[Cell], scheduler: Scheduler) -> dict[Cell, CellOutcome]:
+    spec = plan.bench.spec.forecast
+    if spec is None:
+        return scheduler.run(waiting)
+    scheduler.progress.remark = lambda cell: forecast_words(plan.runs / cell.folder_name)
+    baseline = resolve_baseline(plan.bench, plan.axes)
+    return run_batches(plan.cells, waiting, plan.runs, spec, plan.compared, baseline, scheduler)
 
 
 def _report(
@@ -160,7 +186,13 @@ def _report(
 
     finished = add_reference_metrics(collect(plan.cells, plan.runs, outcomes), plan.axes)
     done = [cell for cell in finished if cell.done]
-    study = study_of(plan.bench, plan.axes, done, shown_metrics(plan.bench, plan.cells), len(finished))
+    stopped = sum(cell.outcome.status == "stopped" for cell in finished)
+    metrics, cells = shown_metrics(plan.bench, plan.cells), len(finished)
+    study = study_of(plan.bench, plan.axes, done, metrics, cells, stopped)
+    if (spec := plan.bench.spec.forecast) is not None:
+        rows = forecast_rows(plan.cells, plan.runs)
+        write_forecasts(rows, plan.axes, plan.folder)
+        tell(forecast_line(rows, spec.stop))
     omissions = Omissions()
     with omissions.without("results.parquet, results.csv"):
         write_results(finished, plan.axes, plan.folder)
@@ -181,9 +213,14 @@ def _report(
 
 
 def study_of(
-    bench: Bench, axes: tuple[Axis, ...], done: Sequence[FinishedCell], metrics: Sequence[str], cells: int
+    bench: Bench,
+    axes: tuple[Axis, ...],
+    done: Sequence[FinishedCell],
+    metrics: Sequence[str],
+    cells: int,
+    stopped: int = 0,
 ) -> Study:
-    """Return the study of a bench."""
+    """Return the study of a bench; `stopped` cells were stopped on a forecast."""
     baseline = resolve_baseline(bench, axes)
     compared = compared_axes(axes, baseline)
     if any(name.startswith(SHARE_BELOW) for name in metrics):
@@ -195,7 +232,8 @@ def study_of(
         baseline=tuple(baseline[name] for name in compared if name in baseline),
         metrics=tuple(metrics),
         runs=tuple(study_run(cell, axes) for cell in done),
-        missing=cells - len(done),
+        missing=cells - len(done) - stopped,
+        stopped=stopped,
         better=directions(done, metrics),
     )
 
@@ -218,7 +256,9 @@ def partial_study(folder: Path) -> Study | None:
     if not done:
         raise UserError("no cell of the bench is done yet", file=str(folder))
     cells = len(bench.seeds) * prod(len(axis.levels) for axis in axes)
-    return study_of(bench, axes, done, shown_metrics(bench, [cell.cell for cell in done]), cells)
+    may_stop = bench.spec.forecast is not None
+    stopped = sum(is_stopped(run) for run in (folder / "runs").iterdir()) if may_stop else 0
+    return study_of(bench, axes, done, shown_metrics(bench, [cell.cell for cell in done]), cells, stopped)
 
 
 def _cells_done(bench: Bench, axes: tuple[Axis, ...], runs: Path) -> Iterator[FinishedCell]:

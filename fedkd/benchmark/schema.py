@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError
 
@@ -68,6 +68,21 @@ class ExperimentFile(Section):
     """Scenario keys that differ from the base in every cell or trial."""
 
 
+class ForecastFile(Section):
+    """Forecasts of each cell's accuracy after its last round, from its first rounds."""
+
+    metric: Literal[
+        "accuracy_local", "accuracy_global", "accuracy_before_fusion_local", "accuracy_before_fusion_global"
+    ] = "accuracy_local"
+    """The accuracy that is forecast."""
+    confidence: Annotated[float, Field(ge=0.5, lt=1.0)] = 0.9
+    """Confidence of the intervals; they need at least c/(1 − c) finished cells, nine for 0.9."""
+    stop: bool = False
+    """True: a cell stops once its interval ends below the best setting's value of its seed, by so much that
+    the setting is no longer tied (†). Each setting keeps its first two seeds; the best setting, the baseline
+    and upper bounds keep all."""
+
+
 class BenchFile(ExperimentFile):
     """The cells of a bench and their comparison.
 
@@ -99,6 +114,8 @@ class BenchFile(ExperimentFile):
     """Axes: scenario key to the list of its values."""
     variants: dict[str, dict[str, dict[str, Any]]] = Field(default_factory=dict)
     """Axes whose values are named sets of scenario keys: `[variants.AXIS]` holds `"NAME" = { … }`."""
+    forecast: ForecastFile | None = None
+    """Forecast learning curves, and stop hopeless cells if asked to; absent: neither."""
 
 
 @dataclass(frozen=True)

@@ -16,14 +16,14 @@ from fedkd.simulation import ERROR_FILE, resume, run
 from fedkd.storage import shared_between_runs, write_text_atomically
 from fedkd.tracking import SCENARIO_FILE, RunObserver, read_run_plan
 
-Status = Literal["done", "failed", "interrupted", "pending", "pruned"]
+Status = Literal["done", "failed", "interrupted", "pending", "pruned", "stopped"]
 
 
 @dataclass(frozen=True)
 class CellOutcome:
     """The outcome of a cell."""
 
-    status: Status  # an interrupted cell can be resumed; a trial behind the others is pruned
+    status: Status  # an interrupted cell can be resumed; a hopeless trial is pruned, a hopeless cell stopped
     seconds: float = 0.0
     error: str = ""
     diverged: bool = False  # training led to infinity or NaN

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from fedkd.benchmark import forecast_words
 from fedkd.errors import UserError
 from fedkd.plan import Plan
 from fedkd.simulation import read_run_summary
@@ -70,6 +71,7 @@ class _Follower:
         self._costs: dict[int, Rows] = {}
         self._told = 0  # rounds
         self._present: RunProgress | None = None
+        self._forecast = ""
         observer.run_started(plan.scenario, folder, 0)
 
     def step(self) -> bool:
@@ -87,6 +89,9 @@ class _Follower:
         for round in range(self._told + 1, finished + 1):
             self._observer.round_finished(self._report(round))
         self._told = max(self._told, finished)
+        if (forecast := forecast_words(self._folder)) not in ("", self._forecast):
+            self._forecast = forecast
+            self._observer.message(forecast)
         self._present = present
         if summary is not None:
             self._observer.run_finished(RunReport(self._folder, summary))

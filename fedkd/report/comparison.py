@@ -41,7 +41,9 @@ def compare(study: Study) -> list[Row]:
     """
     rows: list[Row] = []
     for block, groups in study.blocks.items():
-        columns = [_column(groups, metric, study.baseline) for metric in study.shown]
+        # A group with runs stopped on a forecast has seeds that are easier or harder than the others'.
+        seeds = max(map(len, groups.values())) if study.stopped else 0
+        columns = [_column(groups, metric, study.baseline, seeds) for metric in study.shown]
         for group, runs in groups.items():
             entries = tuple(column[group] for column in columns)
             rows.append(Row(block, group, len(runs), entries))
@@ -77,12 +79,13 @@ def tally(rows: Sequence[Row]) -> Tally:
 
 
 def _column(
-    groups: Mapping[Labels, tuple[StudyRun, ...]], metric: Metric, baseline: Labels
+    groups: Mapping[Labels, tuple[StudyRun, ...]], metric: Metric, baseline: Labels, seeds: int
 ) -> dict[Labels, Entry]:
-    """Return the entries of one metric for all groups of a block."""
+    """Return the entries of one metric for all groups of a block; those with fewer `seeds` are not ranked."""
     values = {group: values_by_seed(runs, metric.name) for group, runs in groups.items()}
     means = {group: interval(list(by_seed.values())) for group, by_seed in values.items() if by_seed}
-    ranked = {g: mean.mean for g, mean in means.items() if not all(run.is_bound for run in groups[g])}
+    rankable = {g for g, runs in groups.items() if len(runs) >= seeds and not all(r.is_bound for r in runs)}
+    ranked = {group: mean.mean for group, mean in means.items() if group in rankable}
     best = _best(ranked, metric)
     reference = values.get(baseline, {})
     column = {}

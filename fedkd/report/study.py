@@ -62,6 +62,7 @@ class Study:
     metrics: tuple[str, ...]
     runs: tuple[StudyRun, ...]  # the finished ones
     missing: int = 0  # failed or pending runs
+    stopped: int = 0  # runs that a bench stopped on a forecast
     better: Mapping[str, Literal["higher", "lower"]] = field(default_factory=dict)  # of plug-in metrics
 
     @property
@@ -158,6 +159,8 @@ def write_study(study: Study, folder: Path) -> None:
     table = TypeAdapter(Study).dump_python(replace(study, runs=runs), mode="json")
     if not study.better:
         del table["better"]
+    if not study.stopped:
+        del table["stopped"]
     write_text_atomically(folder / STUDY_FILE, json.dumps(table, allow_nan=False) + "\n")
 
 

@@ -144,11 +144,20 @@ def _legend(study: Study, rows: Sequence[Row], plain: Callable[[str], str], bold
     if ranked and bounds:
         parts.append(f"Not ranked, as an upper bound: {', '.join(sorted(bounds))}.")
     if study.missing:
-        parts.append(f"{study.missing} of {study.missing + len(study.runs)} runs are missing.")
+        cells = study.missing + study.stopped + len(study.runs)
+        parts.append(f"{study.missing} of {cells} runs are missing.")
+    if study.stopped:
+        parts.append(stopped_text(study))
     nowhere = [name for name in study.metrics if not any(name in run.final for run in study.runs)]
     if nowhere and study.runs:
         parts.append(f"Not recorded by any run: {', '.join(nowhere)}.")
     return " ".join(parts)
+
+
+def stopped_text(study: Study) -> str:
+    """Return the number of runs stopped on a forecast, and its consequence."""
+    count = f"{study.stopped} run{'s were' if study.stopped > 1 else ' was'} stopped on a forecast."
+    return f"{count} Rows with fewer seeds cannot be compared with the others, and are not ranked."
 
 
 def tally_text(told: Tally) -> str:

@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from fedkd.benchmark import Scheduler, find_damage, make_bench_progress, make_level, open_scheduler
+from fedkd.benchmark import Basis, Scheduler, find_damage, make_bench_progress, make_level, open_scheduler
 from fedkd.errors import RunFailed, UserError
 from fedkd.plugins import require_package
 from fedkd.scenario import InvalidToml, parse_toml
@@ -29,6 +29,7 @@ from fedkd.tuning.trials import (
     runs_of,
 )
 
+CONFIDENCE = 0.9  # of the intervals of forecasts that stop runs
 MAY_GROW = ("trials", "parallel")  # keys of a search that may change between calls
 
 
@@ -146,7 +147,10 @@ def _run_trials(plan: TunePlan, scheduler: Scheduler) -> list[Trial]:
         scheduler.progress.add(waiting, sum(map(len, runs_of_trials)))
         if waiting:
             known = {seed: tuple(some) for seed, some in curves.items()}
-            rule = Rule(spec.metric, spec.pruner != "none", max(1, spec.startup), spec.warmup, known)
+            everything = [curve for some in curves.values() for curve in some]
+            basis = Basis.of(everything, CONFIDENCE) if spec.pruner == "forecast" else None
+            prunes, startup = spec.pruner != "none", max(1, spec.startup)
+            rule = Rule(spec.metric, prunes, startup, spec.warmup, known, basis)
             outcomes = scheduler.run(waiting, partial(run_trial, rule), _damage)
             for run in waiting:
                 if outcomes[run].status == "failed" and not outcomes[run].diverged:

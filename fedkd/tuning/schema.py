@@ -23,9 +23,9 @@ from fedkd.benchmark import (
     keys_overlap,
     value_at,
 )
-from fedkd.errors import UserError
+from fedkd.errors import UserError, refuse_if
 from fedkd.scenario import NAME_PATTERN, PositiveInt, Scenario, find_shipped, read_toml
-from fedkd.tuning.objective import DEFAULT, OBJECTIVES, check_metric
+from fedkd.tuning.objective import AVERAGE, DEFAULT, OBJECTIVES, PREFIX, check_metric
 from fedkd.tuning.space import Dimension, Range, dimensions, parse_search
 
 MOST_TRIALS = 100_000
@@ -63,9 +63,10 @@ class TuneFile(ExperimentFile):
     startup: Annotated[int, Field(ge=0)] = 8
     """Trials that are drawn at random before the sampler learns. Also the finished runs of a seed that are
     needed before a run is stopped early."""
-    pruner: Literal["median", "none"] = "median"
+    pruner: Literal["median", "forecast", "none"] = "median"
     """`median` stops a run once its best value is below the median of runs of earlier batches by the same
-    round."""
+    round. `forecast` stops it once the 90 % interval of its forecast ends below the best final value of
+    earlier batches with the same seed; it needs nine complete runs, and a metric without tasks."""
     warmup: Annotated[int, Field(ge=0)] = 1
     """Rounds at the beginning in which no run is stopped."""
     search: dict[str, Any] = Field(default_factory=dict)
@@ -125,6 +126,8 @@ def flat_search(search: Mapping[str, Any]) -> dict[str, Any]:
 def _read(spec: TuneFile, path: Path, fixed: dict[str, Any]) -> Search:
     check_base_and_seeds(spec)
     check_metric(spec.metric)
+    averaged = spec.metric.startswith(PREFIX + AVERAGE)
+    refuse_if(spec.pruner == "forecast" and averaged, f"must be median or none with {spec.metric}", "pruner")
     space = dimensions(spec.search)
     folder, base = base_scenario(spec, path)
     for key in [*flatten(spec.set), *fixed]:

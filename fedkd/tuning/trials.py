@@ -9,6 +9,7 @@ from statistics import fmean
 from typing import Any
 
 from fedkd.benchmark import (
+    Basis,
     Cell,
     CellOutcome,
     cell_tables,
@@ -165,6 +166,7 @@ class Rule:
     startup: int  # runs that have to be known
     warmup: int  # rounds in which no run is stopped
     known: Mapping[int, tuple[Mapping[int, float], ...]]  # curves of earlier batches, by seed
+    basis: Basis | None = None  # forecasts stop runs; None: the median does
 
 
 def read_record(folder: Path) -> TrialRecord | None:
@@ -210,7 +212,7 @@ def write_record(folder: str, record: TrialRecord) -> None:
 
 
 class _Follower(RunObserver):
-    """Stops a run by Optuna's `MedianPruner`: its best value is below the others' median."""
+    """Stops a run by Optuna's `MedianPruner`, its best value below the others' median, or by its forecast."""
 
     def __init__(self, rule: Rule, scenario: Scenario) -> None:
         self.curve = Curve(rule.metric, scenario)
@@ -218,6 +220,7 @@ class _Follower(RunObserver):
         self._rule = rule
         self._others = rule.known.get(scenario.seed, ())
         self._trial: Any = None
+        self._bar: float | None = None  # best final value of the seed; None: forecasts stop no run
 
     def run_started(self, scenario: Scenario, folder: Path, resumed_from: int) -> None:
         if resumed_from:
@@ -226,6 +229,9 @@ class _Follower(RunObserver):
             except UserError:  # resuming the run reports it
                 return
         if not self._rule.prunes or len(self._others) < self._rule.startup:
+            return
+        if self._rule.basis is not None:
+            self._bar = max((curve[max(curve)] for curve in self._others if curve), default=None)
             return
         import optuna
 
@@ -242,9 +248,17 @@ class _Follower(RunObserver):
 
     def round_finished(self, report: RoundReport) -> None:
         value = self.curve.add(report)
-        if value is None or self._trial is None or report.round == report.rounds:
-            return
-        self._trial.report(value, report.round)
-        if self._trial.should_prune():
+        if value is not None and report.round < report.rounds and self._is_behind(value, report.round):
             self.stopped = report.round
             raise KeyboardInterrupt  # after any other exception of an observer, the run goes on
+
+    def _is_behind(self, value: float, round: int) -> bool:
+        if self._bar is not None and self._rule.basis is not None:
+            told = self._rule.basis.forecast(self.curve.values)
+            if told is None or told.high is None or round <= self._rule.warmup:
+                return False
+            return told.high < self._bar
+        if self._trial is None:
+            return False
+        self._trial.report(value, round)
+        return bool(self._trial.should_prune())

@@ -6,11 +6,14 @@ import json
 from statistics import median
 
 import pytest
+import tomli_w
 
+from fedkd.benchmark import Basis
 from fedkd.errors import UserError
 from fedkd.scenario.schema import Scenario
 from fedkd.tracking.events import RoundReport
 from fedkd.tuning.objective import OBJECTIVES, PREFIX, Curve, check_metric, check_metric_of, final_value
+from fedkd.tuning.schema import load_search
 from fedkd.tuning.trials import TRIAL, Rule, _Follower, read_record
 
 METRIC = "validation/accuracy_local"
@@ -52,6 +55,30 @@ def test_a_run_below_the_median_of_the_others_is_stopped(values, tmp_path):
 def test_a_run_is_not_stopped_too_early(changes, tmp_path):
     pytest.importorskip("optuna")
     assert stopped_after((0.0, 0.0, 0.0), tmp_path, **changes) is None
+
+
+def behind_forecast(values, tmp_path, **changes) -> int | None:
+    ends = [0.5 + 0.02 * n for n in range(12)]
+    others = tuple({round: end * (1 - 0.5**round) for round in range(1, 5)} for end in ends)
+    return stopped_after(values, tmp_path, others, basis=Basis.of(others, 0.9), **changes)
+
+
+def test_a_run_is_stopped_once_its_forecast_ends_below_the_best(tmp_path):
+    assert behind_forecast((0.1, 0.15, 0.18), tmp_path) == 1
+    assert behind_forecast((0.1, 0.15, 0.18), tmp_path, warmup=2) == 3
+    assert behind_forecast((0.36, 0.54, 0.63), tmp_path) is None
+    assert behind_forecast((0.1, 0.15, 0.18), tmp_path, startup=13) is None
+
+
+def test_forecasts_need_a_metric_without_tasks(tmp_path, digits_scenario):
+    search = {"training.lr": [0.1, 0.2]}
+    tables = {"scenario": digits_scenario, "search": search, "pruner": "forecast"}
+    (tmp_path / "tune.toml").write_text(tomli_w.dumps(tables))
+    assert load_search(tmp_path / "tune.toml").spec.pruner == "forecast"
+    averaged = ["metric='validation/average_accuracy_task_incremental'"]
+    with pytest.raises(UserError, match="must be median or none") as error:
+        load_search(tmp_path / "tune.toml", averaged)
+    assert error.value.key == "pruner"
 
 
 def test_rounds_without_evaluation_and_the_last_stop_no_run(tmp_path):

@@ -10,7 +10,7 @@ from fedkd.report.page.bench_findings import bench_findings
 from fedkd.report.page.figure import MOST_PANELS, Figure, chart_figures
 from fedkd.report.page.page import Page, Section
 from fedkd.report.study import Study
-from fedkd.report.tables import MISSING, Cell, Table, comparison_table, explained
+from fedkd.report.tables import MISSING, Cell, Table, comparison_table, explained, stopped_text
 from fedkd.tracking import CELLS_FILE
 
 
@@ -24,7 +24,9 @@ def bench_page(study: Study, folder: Path, source: str | None) -> Page:
     sections.append(Section("Cells", [*_cells(folder)]))
     runs, blocks, notes = len(study.runs), len(study.blocks), []
     if study.missing:
-        notes.append(f"{study.missing} of {study.missing + runs} runs are missing.")
+        notes.append(f"{study.missing} of {study.missing + study.stopped + runs} runs are missing.")
+    if study.stopped:
+        notes.append(stopped_text(study))
     if blocks > MOST_PANELS:
         notes.append(f"Figures show the first {MOST_PANELS} of {blocks} settings; tables show all.")
     seeds = sorted({run.seed for run in study.runs})
