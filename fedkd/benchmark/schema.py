@@ -78,8 +78,8 @@ class ForecastFile(Section):
     confidence: Annotated[float, Field(ge=0.5, lt=1.0)] = 0.9
     """Confidence of the intervals; they need at least c/(1 − c) finished cells, nine for 0.9."""
     stop: bool = False
-    """True: a cell stops once its interval ends below the best setting's value of its seed, by so much that
-    the setting is no longer tied (†). Each setting keeps its first two seeds; the best setting, the baseline
+    """True: a cell stops once its interval ends below the best setting's value of its seed, if its setting is
+    behind with each measured seed too. Each setting keeps its first two seeds; the best setting, the baseline
     and upper bounds keep all."""
 
 
