@@ -74,6 +74,7 @@ LEARNERS = Registry(
         "ssnet": "fedkd.continual.masks.ssnet:SSNeT",
         "exssnet": "fedkd.continual.masks.ssnet:ExSSNeT",
         "fedweit": "fedkd.continual.adapters.fedweit:FedWeIT",
+        "policy": "fedkd.continual.consolidation.policy:Policy",
     },
     group="fedkd.learners",
     aliases={
