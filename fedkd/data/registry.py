@@ -14,6 +14,8 @@ DATASETS = Registry(
         "cifar10": "fedkd.data.sources.cifar:load_cifar10",
         "cifar100": "fedkd.data.sources.cifar:load_cifar100",
         "synthetic": "fedkd.data.sources.synthetic:load",
+        "waveform": "fedkd.data.sources.waveform:load",
+        "ts": "fedkd.data.sources.ts:load",
         "npz": "fedkd.data.sources.npz:load",
         "table": "fedkd.data.sources.table:load",
         "image-folder": "fedkd.data.sources.image_folder:load",
@@ -23,7 +25,7 @@ DATASETS = Registry(
 )
 """Every value is a function `load(request: SourceRequest) -> Dataset`; a plug-in takes `data.args`."""
 
-WITH_TARGETS = ("table", "npz", "diabetes")
+WITH_TARGETS = ("table", "npz", "diabetes", "ts")
 """Built-in data sets with targets for regression."""
 
 PARTITIONS = Registry(

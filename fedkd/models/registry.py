@@ -24,6 +24,7 @@ MODELS = Registry(
         "resnet20": "fedkd.models.zoo.resnet:resnet20",
         "bag": "fedkd.models.zoo.bag:bag",
         "textcnn": "fedkd.models.zoo.textcnn:textcnn",
+        "cnn1d": "fedkd.models.zoo.cnn1d:cnn1d",
         "gru": "fedkd.models.zoo.gru:gru",
         "tiny-transformer": "fedkd.models.zoo.tiny_transformer:tiny_transformer",
         "random-forest": "fedkd.models.estimator:random_forest",
@@ -35,7 +36,9 @@ MODELS = Registry(
 MODEL_KINDS: dict[str, tuple[str, ...]] = {
     "mlp": ("image", "vector", "series"),
     **dict.fromkeys(("lenet", "cnn", "resnet8", "resnet20"), ("image",)),
-    **dict.fromkeys(("bag", "textcnn", "gru", "tiny-transformer"), ("text",)),
+    **dict.fromkeys(("bag", "textcnn", "tiny-transformer"), ("text",)),
+    "cnn1d": ("series",),
+    "gru": ("text", "series"),
     **dict.fromkeys(ESTIMATORS, ("image", "vector", "series", "text")),
 }
 """Kinds of samples that a model takes. A plug-in's factory may have them in an attribute `kinds`."""

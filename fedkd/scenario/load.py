@@ -20,7 +20,7 @@ from fedkd.storage import expand_path
 BENCH_KEYS = {"base", "grid", "variants", "baseline", "seeds"}  # keys that only bench files have
 WRITTEN_OUT = {name for name, field in Scenario.model_fields.items() if field.default is not None}
 """Keys of a resolved scenario, which contains every default."""
-PATH_DATASETS = ("npz", "table", "image-folder")  # data sets read from the ``path`` of their arguments
+PATH_DATASETS = ("npz", "table", "image-folder", "ts")  # data sets read from the ``path`` of their arguments
 
 
 def read_scenario(

@@ -71,8 +71,8 @@ class Data(Section):
 
     dataset: str = "digits"
     """`digits` (embedded), `mnist`, `fashion-mnist`, `cifar10`, `cifar100`, `synthetic` (generated for every
-    client), `npz`, `table`, `image-folder`, `diabetes` (embedded, for regression), or
-    `"pkg.mod:function"`."""
+    client), `waveform` (generated series), `npz`, `table`, `image-folder`, `ts` (series of the UCR and UEA
+    archives), `diabetes` (embedded, for regression), or `"pkg.mod:function"`."""
     task: Literal["classification", "regression"] | None = None
     """Kind of labels. `regression`: one or several numeric targets, standardised with training statistics;
     metrics are in their unit. Absent: `classification`."""

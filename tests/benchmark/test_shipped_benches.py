@@ -79,6 +79,8 @@ def test_a_shipped_bench_passes_a_dry_run(
 ):
     monkeypatch.setenv("FEDKD_DATA", str(small_data_root))
     axes = {axis.name for axis in plan_of(path).axes}
+    if plan_of(path).cells[0].scenario.data.partition.scheme == "natural":
+        axes.add("data.partition.samples_per_client")  # of owners' sizes
     short = [
         f"{key}=30" for key in ("data.partition.samples_per_client", "data.test_size") if key not in axes
     ]
