@@ -20,6 +20,8 @@ EXTRAS = {
     "report": ("matplotlib", "plotly", "jinja2", "pyarrow"),
     "table": ("pyarrow",),
     "text": ("pyarrow", "tokenizers"),
+    "hf": ("datasets", "pyarrow"),
+    "partitioners": ("flwr-datasets",),
     "deployment": ("cryptography",),
     "completion": ("argcomplete",),
     "frames": ("pandas",),

@@ -18,6 +18,7 @@ DATASETS = Registry(
         "ts": "fedkd.data.sources.ts:load",
         "npz": "fedkd.data.sources.npz:load",
         "table": "fedkd.data.sources.table:load",
+        "hf": "fedkd.data.sources.hf:load",
         "image-folder": "fedkd.data.sources.image_folder:load",
         "diabetes": "fedkd.data.sources.diabetes:load",
     },
@@ -25,7 +26,7 @@ DATASETS = Registry(
 )
 """Every value is a function `load(request: SourceRequest) -> Dataset`; a plug-in takes `data.args`."""
 
-WITH_TARGETS = ("table", "npz", "diabetes", "ts")
+WITH_TARGETS = ("table", "npz", "diabetes", "ts", "hf")
 """Built-in data sets with targets for regression."""
 
 PARTITIONS = Registry(

@@ -27,8 +27,9 @@ class Partition(Section):
     client drawn from Dir(α), equal sizes); `circle` (classes on a circle; client n has the classes around its
     place, so clients with near numbers are similar); `shards` (label-sorted shards); `quantity` (equal label
     mix, sizes drawn from Dir(α)); `natural` (one owner of the data per client); `file` (indices from a JSON
-    file); or `"pkg.mod:function"`, called as `function(labels, clients, generator, **args)`, which returns
-    one list of indices per client."""
+    file); `"flwr_datasets:DirichletPartitioner"` or another partitioner of flwr-datasets, with its `args`; or
+    `"pkg.mod:function"`, called as `function(labels, clients, generator, **args)`, which returns one list of
+    indices per client."""
     args: dict[str, Any] = {}
     """Keyword arguments of a plug-in scheme."""
     alpha: Annotated[float, Field(gt=0.0, le=1e9)] = 0.5
@@ -71,8 +72,8 @@ class Data(Section):
 
     dataset: str = "digits"
     """`digits` (embedded), `mnist`, `fashion-mnist`, `cifar10`, `cifar100`, `synthetic` (generated for every
-    client), `waveform` (generated series), `npz`, `table`, `image-folder`, `ts` (series of the UCR and UEA
-    archives), `diabetes` (embedded, for regression), or `"pkg.mod:function"`."""
+    client), `waveform` (generated series), `npz`, `table`, `hf` (Hugging Face), `image-folder`, `ts` (series
+    of the UCR and UEA archives), `diabetes` (embedded, for regression), or `"pkg.mod:function"`."""
     task: Literal["classification", "regression"] | None = None
     """Kind of labels. `regression`: one or several numeric targets, standardised with training statistics;
     metrics are in their unit. Absent: `classification`."""

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from fedkd.data.partitions.flower_datasets import PREFIX, partitioner_scheme
 from fedkd.data.partitions.schemes import fewest_samples
 from fedkd.data.registry import PARTITIONS
 from fedkd.errors import UserError, blaming, described, refuse_if
@@ -28,7 +29,8 @@ def plugged_partition(
 ) -> list[np.ndarray]:
     """Partition samples by ``function(labels, clients, generator, **args)``, and check the result."""
     with blaming(key=KEY):
-        function = PARTITIONS.load(scheme.scheme, search)
+        theirs = scheme.scheme.startswith(PREFIX)
+        function = partitioner_scheme(scheme.scheme) if theirs else PARTITIONS.load(scheme.scheme, search)
     name, rng = scheme.scheme, numpy_generator(seed, "partition", task=task)
     refuse_if(not callable(function), f"'{name}' is not callable", KEY)
     try:

@@ -7,6 +7,7 @@ from typing import Any
 from fedkd.data.dataset import Dataset, dataset_from_arrays
 from fedkd.data.kinds import inferred_kind
 from fedkd.data.request import SourceRequest
+from fedkd.data.sources.torch_dataset import arrays_of, both_splits, torch_parts
 from fedkd.errors import UserError, did_you_mean, refuse_if
 from fedkd.plugins import plugin_call
 
@@ -19,17 +20,22 @@ def call(function: Callable[..., Any], request: SourceRequest) -> Dataset:
 
     It may return a `Dataset`, a tuple (train_x, train_y, test_x, test_y), or a dict of these four and, if
     wanted, `class_names`, `owners` of the train samples, and `kind`, the name of their kind. `data.args.kind`
-    names the kind as well, unless the function takes an argument of that name.
+    names the kind as well, unless the function takes an argument of that name. It may also be a map-style
+    `torch.utils.data.Dataset`, or return one, or one for train and one for test (see `torch_dataset`).
     """
     args = dict(request.args)
     kind = None if takes(function, "kind") else args.pop("kind", None)
     request.progress(f"calling {request.name}")
     with plugin_call(request.name, "data.dataset"):
-        result = function(**args)
-    arrays, others = _unpack(result, request.name)
+        result = both_splits(function, args)
+        parts = torch_parts(result)
+        if parts is not None:
+            arrays, names = arrays_of(parts, request.name)
+            result = arrays | {"class_names": names}
+    unpacked, others = _unpack(result, request.name)
     others |= {} if kind is None else {"kind": kind}
     others |= {"integers": request.integers, "regression": request.regression}
-    return dataset_from_arrays(request.name, *arrays, **others, key="data.dataset")
+    return dataset_from_arrays(request.name, *unpacked, **others, key="data.dataset")
 
 
 def _unpack(result: Any, name: str) -> tuple[list[Any], dict[str, Any]]:

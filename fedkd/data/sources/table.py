@@ -52,10 +52,14 @@ def load(request: SourceRequest) -> Dataset:
     args = request.arguments(
         path=str, columns=dict, missing=str, tokenizer=dict, test_share=0.2, split_seed=0
     )
+    path = request.path(args["path"])
+    return from_table(read_table_file(path), path, request, args)
+
+
+def from_table(table: pa.Table, path: Path, request: SourceRequest, args: Mapping[str, Any]) -> Dataset:
+    """Return the samples of a table by the arguments of `load`; `path` is the file that messages name."""
     told = f"must be 'mean' or 'drop', got {args['missing']!r}"
     refuse_if(args["missing"] not in (None, "mean", "drop"), told, "data.args.missing")
-    path = request.path(args["path"])
-    table = read_table_file(path)
     roles = read_roles(args["columns"] or {}, table.column_names, several_labels=request.regression)
     frame = _complete(_clean(table, roles, path), roles, args["missing"], path, request.progress)
     labels: np.ndarray
