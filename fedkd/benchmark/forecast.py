@@ -11,6 +11,7 @@ from fedkd.benchmark.cells import Cell
 from fedkd.benchmark.learning_curves import Experience, Forecast
 from fedkd.benchmark.worker import CellOutcome, run_cell
 from fedkd.errors import UserError
+from fedkd.report import paired_difference
 from fedkd.scenario import Scenario, scenario_from_json
 from fedkd.storage import InvalidJson, parse_json, write_json_atomically
 from fedkd.tracking import RoundReport, RunObserver, format_percent, read_metrics
@@ -55,9 +56,17 @@ class Bar:
     value: float
     lags: tuple[float, ...] = ()  # of the cell's setting behind it, negative, with seeds that are measured
 
-    def is_out_of_reach(self, high: float | None) -> bool:
-        """Return whether a cell that ends at most at `high` leaves its setting behind with every seed."""
-        return high is not None and high < self.value and all(lag < 0 for lag in self.lags)
+    def is_out_of_reach(self, told: Forecast) -> bool:
+        """Return whether a cell with this forecast is hopeless.
+
+        Its interval ends below the bar. Its setting is then not tied with the best one, as tables mark it
+        (†): the seed-paired interval of its lags, the last one at the upper end, excludes 0.
+        """
+        if told.high is None or told.high >= self.value:
+            return False
+        lags = dict(enumerate([*self.lags, told.high - self.value]))
+        difference = paired_difference(lags, dict.fromkeys(lags, 0.0))
+        return difference is not None and bool(difference.excludes_zero()) and difference.mean < 0
 
 
 @dataclass(frozen=True)
@@ -181,7 +190,7 @@ class _Follower(RunObserver):
         if newest is None:
             return
         told = replace(self.told, forecasts=(*self.told.forecasts, newest))
-        hopeless = told.bar is not None and told.bar.is_out_of_reach(newest.high)
+        hopeless = told.bar is not None and told.bar.is_out_of_reach(newest)
         if hopeless and told.behind is None:
             told = replace(told, behind=newest.round)
         self.told = replace(told, stopped=hopeless and self._rule.stop)

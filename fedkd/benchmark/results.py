@@ -250,13 +250,22 @@ def study_run(cell: FinishedCell, axes: Sequence[Axis]) -> StudyRun:
     return StudyRun(
         levels=tuple(cell.cell.levels[axis.name].label for axis in axes),
         seed=cell.cell.seed,
-        final=said | last | cell.final,
+        final=said | last | cell.final | _of_each_task(cell.cell.scenario, of_tasks),
         curves={name: tuple(curve) for name, curve in curves.items() if name != CLOCK},
         traffic=_traffic(cell.folder),
         clock=tuple(curves.get(CLOCK, ())),
         tasks=_over_tasks(cell.cell.scenario, of_tasks),
         is_bound=cell.cell.scenario.fusion.strategy == CENTRALIZED,
     )
+
+
+def _of_each_task(scenario: Scenario, of_tasks: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """Return the final accuracy on each task on the common test set, tasks from 1."""
+    if scenario.continual is None:
+        return {}
+    name = accuracy_name(evaluation_protocols(scenario)[0])
+    rows = [row for row in of_tasks if (row["metric"], row["split"]) == (name, "global")]
+    return {f"accuracy_task_{row['task'] + 1}": row["value"] for row in rows}
 
 
 def _means(cell: FinishedCell) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:

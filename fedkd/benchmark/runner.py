@@ -39,6 +39,7 @@ from fedkd.benchmark.results import (
 )
 from fedkd.benchmark.scheduler import CellCheck, Scheduler, open_scheduler
 from fedkd.benchmark.schema import Bench, dump_bench, load_bench
+from fedkd.benchmark.verdicts import VERDICTS, check_verdicts, verdict_table
 from fedkd.benchmark.worker import CellOutcome
 from fedkd.errors import UserError
 from fedkd.plugins import Omissions
@@ -107,9 +108,11 @@ class BenchResult:
         """The cells that failed."""
         return tuple(cell for cell in self.cells if cell.outcome.status == "failed")
 
+    verdicts: str = ""  # the table of the bench's claims
+
     def table(self) -> str:
-        """Return the table in Markdown."""
-        return markdown_table(self.study)
+        """Return the table in Markdown, with the bench's claims below."""
+        return markdown_table(self.study) + (f"\n{self.verdicts}\n" if self.verdicts else "")
 
     def _repr_html_(self) -> str:
         return markdown_to_html(f"{self.table()}\nresults {self.folder}")
@@ -129,6 +132,8 @@ def plan_bench(
     cells = tuple(make_cells(bench, plug_ins=plug_ins))
     if bench.spec.forecast is not None:
         check_forecasts(cells, bench.file)
+    settings = [", ".join(level.label for level in cell.levels.values()) for cell in cells]
+    check_verdicts(bench.spec.verdicts, list(dict.fromkeys(settings)), bench.file)
     folder = Path(out) if out is not None else Path("runs") / f"bench-{bench.spec.name}"
     folder = expand_path(folder, key="--out").absolute()
     unopened = {} if plug_ins else plug_ins_of_cells(cells)
@@ -209,7 +214,11 @@ def _report(
     omissions.report(log.warning)
     if (warning := chance_line(done)) is not None:
         tell(warning)
-    return BenchResult(plan.folder, tuple(finished), study)
+    claims = plan.bench.spec.verdicts
+    verdicts = verdict_table(claims, study) if claims else ""
+    if claims:
+        write_text_atomically(plan.folder / VERDICTS, f"{verdicts}\n")
+    return BenchResult(plan.folder, tuple(finished), study, verdicts)
 
 
 def study_of(

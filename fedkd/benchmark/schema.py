@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, ValidationError
 
 from fedkd.benchmark.merge import flatten, set_keys
+from fedkd.benchmark.verdicts import Verdict
 from fedkd.errors import UserError, refuse_if
 from fedkd.plan import json_schema
 from fedkd.plugins import explain_error, show_value
@@ -79,8 +80,8 @@ class ForecastFile(Section):
     """Confidence of the intervals; they need at least c/(1 − c) finished cells, nine for 0.9."""
     stop: bool = False
     """True: a cell stops once its interval ends below the best setting's value of its seed, if its setting is
-    behind with each measured seed too. Each setting keeps its first two seeds; the best setting, the baseline
-    and upper bounds keep all."""
+    then not tied (†) with the best one, even at the upper end. Each setting keeps its first two seeds; the
+    best setting, the baseline and upper bounds keep all."""
 
 
 class BenchFile(ExperimentFile):
@@ -116,6 +117,8 @@ class BenchFile(ExperimentFile):
     """Axes whose values are named sets of scenario keys: `[variants.AXIS]` holds `"NAME" = { … }`."""
     forecast: ForecastFile | None = None
     """Forecast learning curves, and stop hopeless cells if asked to; absent: neither."""
+    verdicts: list[Verdict] = Field(default_factory=list)
+    """Claims about settings, each with pass marks over seeds; the bench prints them as a table."""
 
 
 @dataclass(frozen=True)

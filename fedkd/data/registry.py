@@ -16,6 +16,7 @@ DATASETS = Registry(
         "synthetic": "fedkd.data.sources.synthetic:load",
         "waveform": "fedkd.data.sources.waveform:load",
         "ts": "fedkd.data.sources.ts:load",
+        "subspace": "fedkd.data.sources.subspace:load",
         "npz": "fedkd.data.sources.npz:load",
         "table": "fedkd.data.sources.table:load",
         "hf": "fedkd.data.sources.hf:load",

@@ -6,6 +6,7 @@ import csv
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from fedkd.benchmark import forecast_words
@@ -20,6 +21,7 @@ from fedkd.benchmark.forecast import (
     read_forecasts,
 )
 from fedkd.benchmark.forecast_batches import _batches, _first_batch, make_rule
+from fedkd.benchmark.learning_curves import Forecast
 from fedkd.benchmark.runner import BenchResult, bench, plan_bench
 from fedkd.benchmark.schema import ForecastFile, load_bench
 from fedkd.cli.main import main
@@ -110,12 +112,18 @@ def test_good_cells_cells_without_a_bar_and_unstopped_benches_run_on(tmp_path, e
     assert (told.behind == 2) == (bar is not None and not stop)
 
 
-def test_a_setting_is_out_of_reach_if_it_is_behind_with_every_seed():
-    assert Bar(0.8, (-0.1, -0.01)).is_out_of_reach(0.79)
-    assert not Bar(0.8, (-0.1, 0.01)).is_out_of_reach(0.2)  # it was ahead once
-    assert not Bar(0.8, (-0.1, 0.0)).is_out_of_reach(0.2)
-    assert not Bar(0.8, (-0.1, -0.12)).is_out_of_reach(0.8)
-    assert not Bar(0.8, (-0.1, -0.12)).is_out_of_reach(None)
+def test_a_setting_is_out_of_reach_if_it_is_behind_and_not_tied():
+    def far(bar: Bar, value: float, high: float | None) -> bool:
+        return bar.is_out_of_reach(Forecast(3, value, 0.0, high))
+
+    lags = np.array([-0.1, -0.12, -0.11])
+    assert abs(lags.mean()) > 4.302653 * lags.std(ddof=1) / np.sqrt(3)  # Student's t, two degrees of freedom
+    assert far(Bar(0.8, (-0.1, -0.12)), 0.6, 0.69)
+    assert not far(Bar(0.8, (-0.1, -0.12)), 0.69, 0.81)  # it may reach the bar
+    assert not far(Bar(0.8, (-0.1, -0.12)), 0.69, 0.79)  # tied at the upper end
+    assert not far(Bar(0.8, (-0.01, -0.3)), 0.6, 0.69)  # lags vary too much
+    assert not far(Bar(0.8), 0.1, 0.2)  # one difference has no interval
+    assert not far(Bar(0.8, (-0.1, -0.12)), 0.69, None)
 
 
 def test_a_damaged_record_is_no_forecast(tmp_path):
@@ -151,7 +159,7 @@ def test_stops_change_no_measured_number(both):
         told, would = read_forecasts(cell.folder), read_forecasts(full.folder)
         if cell.outcome.status == "stopped":
             assert told.behind == would.behind and told.forecasts == would.forecasts[: len(told.forecasts)]
-            assert told.bar.is_out_of_reach(told.forecasts[-1].high)
+            assert told.bar.is_out_of_reach(told.forecasts[-1])
 
 
 def test_stopped_cells_are_counted_unranked_and_listed(both):

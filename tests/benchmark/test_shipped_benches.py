@@ -81,8 +81,11 @@ def test_a_shipped_bench_passes_a_dry_run(
     axes = {axis.name for axis in plan_of(path).axes}
     if plan_of(path).cells[0].scenario.data.partition.scheme == "natural":
         axes.add("data.partition.samples_per_client")  # of owners' sizes
+    tiny = path.stem == "lifelong"  # its clients have a few samples
     short = [
-        f"{key}=30" for key in ("data.partition.samples_per_client", "data.test_size") if key not in axes
+        f"{key}=30"
+        for key in ("data.partition.samples_per_client", "data.test_size")
+        if key not in axes and not tiny
     ]
     file = tomllib.loads(path.read_text(encoding="utf-8"))
     grid = {key: levels for key, levels in file.get("grid", {}).items() if key not in file["baseline"]}

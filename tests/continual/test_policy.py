@@ -84,7 +84,7 @@ def test_the_fixed_point_of_a_quadratic_loss_is_the_penalised_minimiser():
 
 def test_a_step_is_that_of_the_formula_with_the_optimisers_rate():
     data, net = stream(2), network(4)
-    learning = start(Policy(strength=3.0, head=7.0), net, data)
+    learning = start(Policy(strength=3.0, head_strength=7.0), net, data)
     fit_task(learning, data, 0)
     learning.end()
     anchor = {name: p.detach().numpy().copy() for name, p in net.named_parameters()}

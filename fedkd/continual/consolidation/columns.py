@@ -22,14 +22,14 @@ def allowed_weights(context: LearnerContext, *, links: bool) -> dict[str, Tensor
     """Return the weights that columns may use, bool and shaped like each weight.
 
     A unit of task t reads units of task t, and with `links` those of earlier tasks. A head row belongs to the
-    first task of its class. All units read the network's inputs.
+    last task with its unit. All units read the network's inputs.
     """
     found: dict[str, Tensor] = {}
     before: Tensor | None = None
     for layer in chain_of(context.network):
         if layer.is_head:
             own = torch.zeros(outputs_of(layer), dtype=torch.int64, device=context.device)
-            for task in reversed(range(context.tasks)):
+            for task in range(context.tasks):
                 own[context.units[task]] = task
         else:
             own = _columns(outputs_of(layer), context)

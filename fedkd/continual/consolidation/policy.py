@@ -10,10 +10,11 @@ from torch import Tensor
 from fedkd.continual.consolidation.columns import allowed_weights, unit_columns
 from fedkd.continual.context import LearnerContext
 from fedkd.continual.layers import head_names
-from fedkd.continual.learner import Learner, LearnerTraits, Tensors
+from fedkd.continual.learner import Learner, LearnerTraits, Step, Tensors
 from fedkd.continual.masks.chain import chain_of
 from fedkd.continual.mixins import Phases, StepObserver
 from fedkd.continual.regularisation.fisher import fisher_diagonal
+from fedkd.continual.replay import buffer as episodes
 from fedkd.continual.state import LearnerState, TableField, Value
 from fedkd.errors import UserError
 from fedkd.plugins import hyperparameters
@@ -53,7 +54,8 @@ class Policy(Phases, StepObserver, Learner):
 
     Groups: `layers` are the hidden layers, and the head rows of each task's classes. `columns` gives each
     task an equal share of every layer's hidden units; a column reads its own units, and with `links` those of
-    earlier tasks, never those of later ones. So a frozen column keeps the logits of its task bit for bit.
+    earlier tasks, never those of later ones. So a frozen column keeps the logits of its task bit for bit,
+    if each task has its own head. A head that tasks share reads all columns.
     `importance` holds every weight with b_i = λ F_i, F the mean squared gradient of single samples.
 
     The paper proposes a framework and shows no algorithm. Schedules and the proximal step are ours.
@@ -72,7 +74,7 @@ class Policy(Phases, StepObserver, Learner):
     """Groups of weights with one strength each."""
     strength: Strength = 1.0
     """b of the hidden layers, or λ of `importance`; 0 is free, `frozen` is ∞."""
-    head: Strength | None = None
+    head_strength: Strength | None = None
     """b of the head rows of old tasks; absent: the `strength`. `importance` has no other strength."""
     decay: Annotated[float, Field(ge=0, le=1)] = 1.0
     """γ: what each further task leaves of the strengths. Frozen groups stay frozen."""
@@ -80,13 +82,15 @@ class Policy(Phases, StepObserver, Learner):
     """Tasks, from 0, whose strengths stay as they are."""
     links: bool = True
     """Columns read the units of earlier tasks."""
+    memory_size: Annotated[int, Field(ge=0)] = 0
+    """Samples of old tasks that are replayed, as by `er`; all tasks together."""
 
     def configured_traits(self) -> LearnerTraits:
         return replace(self.traits, isolates=self.groups == "columns")
 
     def check(self, network: torch.nn.Module) -> None:
         """Refuse columns of a network other than a chain of layers."""
-        if self.groups == "importance" and "frozen" in (self.strength, self.head):
+        if self.groups == "importance" and "frozen" in (self.strength, self.head_strength):
             told = "must be a number with continual.groups = 'importance', got 'frozen'"
             raise UserError(told, key="continual.strength")
         if self.groups != "columns":
@@ -120,6 +124,14 @@ class Policy(Phases, StepObserver, Learner):
                 gradient.masked_fill_(frozen[name].bool(), 0.0)
         return gradients
 
+    def penalty(self, context: LearnerContext, step: Step) -> Tensor | None:
+        """Return the correction of the loss by replayed samples; None: there are none."""
+        episode = episodes.drawn(context, None) if self.memory_size else None
+        if episode is None:
+            return None
+        share = len(episode.tasks) / (len(step.inputs) + len(episode.tasks))
+        return share * (episodes.replay_loss(context, episode) - step.loss)
+
     def after_step(self, context: LearnerContext, before: Tensors, gradients: Tensors) -> None:
         """Take the proximal step towards the targets."""
         state, parameters = PolicyState(context), dict(context.network.named_parameters())
@@ -131,7 +143,9 @@ class Policy(Phases, StepObserver, Learner):
             parameters[name].copy_(torch.where(frozen.bool(), state.target[name], parameters[name]))
 
     def end_task(self, context: LearnerContext) -> None:
-        """Age the strengths, and add the anchors of the task's groups."""
+        """Age the strengths, add the anchors of the task's groups, and store samples."""
+        if self.memory_size:
+            episodes.remember(context, self.memory_size)
         state = PolicyState(context)
         for table in (state.strength, state.pull):
             table.put({name: self.decay * values for name, values in table.part("ageing").items()}, "ageing")
@@ -158,13 +172,15 @@ class Policy(Phases, StepObserver, Learner):
         if self.groups == "importance":
             importance = fisher_diagonal(context, "true", None)
             return {name: body * values for name, values in importance.items()}
-        head = body if self.head is None else torch.inf if self.head == "frozen" else float(self.head)
+        own = self.strength if self.head_strength is None else self.head_strength
+        head = torch.inf if own == "frozen" else float(own)
+        labels = context.samples()[1].unique()
         heads, found = head_names(context.layers), {}
         columns = unit_columns(context) if self.groups == "columns" else {}
         for name, parameter in context.network.named_parameters():
             rows = torch.zeros(len(parameter), dtype=torch.bool, device=context.device)
             if name in heads:
-                rows[context.units[context.task]] = True
+                rows[context.units[context.task][labels]] = True
             else:
                 rows = columns[name] == context.task if columns else ~rows
             chosen = rows.view(-1, *[1] * (parameter.dim() - 1)).expand_as(parameter)
