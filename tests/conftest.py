@@ -141,6 +141,10 @@ def small_data_root(data_root: Path, tmp_path_factory: pytest.TempPathFactory) -
                 member.size = file.tell()
                 file.seek(0)
                 archive.addfile(member, file)
+    (folder / "vader").mkdir()
+    for path in (data_root / "vader").glob("*.tsv"):
+        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+        (folder / "vader" / path.name).write_text("".join(lines[:401]), encoding="utf-8")
     return folder
 
 

@@ -22,12 +22,15 @@ DATASETS = Registry(
         "hf": "fedkd.data.sources.hf:load",
         "image-folder": "fedkd.data.sources.image_folder:load",
         "diabetes": "fedkd.data.sources.diabetes:load",
+        "vader": "fedkd.data.sources.vader:load",
+        "order": "fedkd.data.sources.order:load",
+        "topics": "fedkd.data.sources.topics:load",
     },
     group="fedkd.datasets",
 )
 """Every value is a function `load(request: SourceRequest) -> Dataset`; a plug-in takes `data.args`."""
 
-WITH_TARGETS = ("table", "npz", "diabetes", "ts", "hf")
+WITH_TARGETS = ("table", "npz", "diabetes", "ts", "hf", "vader")
 """Built-in data sets with targets for regression."""
 
 PARTITIONS = Registry(

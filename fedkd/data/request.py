@@ -49,8 +49,9 @@ class SourceRequest:
     integers: bool = False  # True if integer samples, such as token ids, stay integers (int64)
     clients: int = 10  # number of clients N, for sources with samples for each
     regression: bool = False  # True if labels are numeric targets
-    held_out: Callable[[np.ndarray], np.ndarray] | None = None
-    """Returns the indices of the transfer set for labels of a train split; None: it is not held out of it."""
+    held_out: Callable[[np.ndarray, np.ndarray | None], np.ndarray] | None = None
+    """Returns the indices of the transfer set for labels and owners of a train split; None: it has another
+    source."""
 
     @property
     def folders(self) -> tuple[Path, ...]:

@@ -49,11 +49,11 @@ class Sources:
         held_out = self._held_out if whole else None
         return replace(request, regression=data.is_regression, held_out=held_out)
 
-    def _held_out(self, labels: np.ndarray) -> np.ndarray:
+    def _held_out(self, labels: np.ndarray, owners: np.ndarray | None) -> np.ndarray:
         data, written = self.scenario.data, None
         if data.partition.scheme == "file":
             written = read_partition_file(data.partition, data.clients, len(labels), self.search)
-        return hold_out(labels, self.scenario, written)
+        return hold_out(labels, self.scenario, written, owners=owners)
 
     def statistics(self, dataset: Dataset) -> Statistics:
         """Return the normalisation of a data set's samples."""

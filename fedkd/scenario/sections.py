@@ -65,6 +65,8 @@ class Transfer(Section):
     alpha: Annotated[float, Field(gt=0.0, le=1e9)] | None = None
     """α of the Dirichlet label mix of `holdout` samples; small values are unbalanced. Absent: the mix of the
     data set."""
+    owners: Annotated[list[str], Field(min_length=1)] | None = None
+    """Owners whose samples may be held out, as the data set names them. Absent: all."""
 
 
 class Data(Section):
@@ -72,8 +74,9 @@ class Data(Section):
 
     dataset: str = "digits"
     """`digits` (embedded), `mnist`, `fashion-mnist`, `cifar10`, `cifar100`, `synthetic` (generated for every
-    client), `waveform` (generated series), `npz`, `table`, `hf` (Hugging Face), `image-folder`, `ts` (series
-    of the UCR and UEA archives), `diabetes` (embedded, for regression), or `"pkg.mod:function"`."""
+    client), `waveform` (generated series), `order`, `topics` (generated token ids), `npz`, `table`, `hf`
+    (Hugging Face), `image-folder`, `ts` (series of the UCR and UEA archives), `vader` (sentences), `diabetes`
+    (embedded, for regression), or `"pkg.mod:function"`."""
     task: Literal["classification", "regression"] | None = None
     """Kind of labels. `regression`: one or several numeric targets, standardised with training statistics;
     metrics are in their unit. Absent: `classification`."""

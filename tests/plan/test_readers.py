@@ -51,6 +51,8 @@ EXAMPLES: list[tuple[str, Any, Beside, Beside]] = [
     ("data.transfer.args", {"path": "x"}, {}, {"data.transfer.source": "npz"}),
     ("data.transfer.alpha", 0.5, {"data.transfer.source": "noise"}, {}),
     ("data.transfer.alpha", 0.5, {"data.transfer.size": 0}, {}),
+    ("data.transfer.owners", ["a"], {"data.transfer.source": "noise"}, {}),
+    ("data.transfer.owners", ["a"], {"data.transfer.size": 0}, {}),
     ("data.test_size", 100, {"data.validation": 0.2}, {}),
     ("training.momentum", 0.9, {}, {"training.optimizer": "sgd"}),
     ("training.lr_decay", 0.9, {}, {"training.schedule": "step", "training.lr_step_rounds": 2}),

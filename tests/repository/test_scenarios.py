@@ -27,7 +27,7 @@ ELSEWHERE = {"bench", "flower-app"}
 PATHS = sorted(
     path for path in FOLDER.rglob("*.toml") if ELSEWHERE.isdisjoint(path.relative_to(FOLDER).parts)
 )
-NEEDS_NO_DATA = {"quickstart", "ten-thousand-clients", "hospital-table", "diabetes", "vowels"}
+NEEDS_NO_DATA = {"quickstart", "ten-thousand-clients", "hospital-table", "diabetes", "vowels", "text-order"}
 
 SHORT = [
     "data.clients=4",

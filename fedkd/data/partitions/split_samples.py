@@ -16,7 +16,7 @@ from fedkd.data.partitions.stratified import held_out_split, local_split, strati
 from fedkd.data.registry import PARTITIONS
 from fedkd.data.targets import BINS, target_bins
 from fedkd.data.transfer import draw_holdout
-from fedkd.errors import refuse_if
+from fedkd.errors import did_you_mean, refuse_if
 from fedkd.randomness import numpy_generator
 from fedkd.scenario import Partition, Scenario
 
@@ -58,7 +58,7 @@ def split_samples(
     data, seed, train_y, test_y = scenario.data, scenario.seed, dataset.train_y, dataset.test_y
     if written is None and data.partition.scheme == "file":
         written = read_partition_file(data.partition, data.clients, len(train_y), search)
-    held_out = hold_out(train_y, scenario, written, task)
+    held_out = hold_out(train_y, scenario, written, task, dataset.owners)
     free = np.setdiff1d(np.arange(len(train_y)), held_out)
     splits: list[tuple[np.ndarray, np.ndarray]] = []
     if data.partition.replacement:
@@ -107,7 +107,11 @@ def _classes(labels: np.ndarray, scheme: Partition) -> np.ndarray:
 
 
 def hold_out(
-    labels: np.ndarray, scenario: Scenario, written: Sequence[np.ndarray] | None, task: int | None = None
+    labels: np.ndarray,
+    scenario: Scenario,
+    written: Sequence[np.ndarray] | None,
+    task: int | None = None,
+    owners: np.ndarray | None = None,
 ) -> np.ndarray:
     """Return the train indices of a held-out transfer set; empty if it has another source."""
     transfer, available = scenario.data.transfer, np.arange(len(labels))
@@ -115,6 +119,14 @@ def hold_out(
         return available[:0]
     if written is not None:
         available = np.setdiff1d(available, np.concatenate(written))
+    if transfer.owners is not None:
+        known = np.array([], dtype=str) if owners is None else owners.astype(str)
+        for name in transfer.owners:
+            told = (
+                f"no training sample has the owner {name!r}; {did_you_mean(name, np.unique(known).tolist())}"
+            )
+            refuse_if(name not in known, told, "data.transfer.owners")
+        available = available[np.isin(known[available], transfer.owners)]
     alpha, seed = transfer.alpha, scenario.seed
     return draw_holdout(labels, available, transfer.size, alpha, seed=seed, task=task)
 

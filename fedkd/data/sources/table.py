@@ -71,23 +71,24 @@ def from_table(table: pa.Table, path: Path, request: SourceRequest, args: Mappin
         test = own_test_split(labels, args["test_share"], args["split_seed"])
     else:
         test = _test_rows(frame[roles.split], f"{path.name}: column '{roles.split}'")
+    owners = None
+    if roles.client is not None:
+        codes, names = encode(_as_text(frame[roles.client]))
+        owners = np.array(names)[codes]
     kind, features = None, tuple[str, ...]()
     if roles.text is None:
         refuse_if(args["tokenizer"] is not None, "needs columns.text", "data.args.tokenizer")
         x, features = _features(frame, roles, ~test, path, request.progress)
     else:
         texts = _as_text(frame[roles.text]).to_pylist()
-        x, size = token_ids(texts, ~test, labels, request, f"{path.name}: column '{roles.text}'")
+        where = f"{path.name}: column '{roles.text}'"
+        x, size = token_ids(texts, ~test, labels, request, where, owners)
         kind = replace(TEXT, vocabulary=size)
-    owners = None
-    if roles.client is not None:
-        codes, names = encode(_as_text(frame[roles.client]))
-        owners = np.array(names)[codes][~test]
     found = dataset_from_arrays(
         request.name,
         *(x[~test], labels[~test], x[test], labels[test]),
         class_names=classes,
-        owners=owners,
+        owners=None if owners is None else owners[~test],
         regression=request.regression,
         kind=kind,
         key="data.args",

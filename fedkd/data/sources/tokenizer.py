@@ -97,19 +97,26 @@ def words_of(text: str) -> list[str]:
 
 
 def token_ids(
-    texts: Sequence[str], train: np.ndarray, labels: np.ndarray, request: SourceRequest, told: str
+    texts: Sequence[str],
+    train: np.ndarray,
+    labels: np.ndarray,
+    request: SourceRequest,
+    told: str,
+    owners: np.ndarray | None = None,
 ) -> tuple[np.ndarray, int]:
     """Return ids [n, length] int64 of texts and the size of the vocabulary, by `data.args.tokenizer`.
 
     A vocabulary is learned from the `train` texts that the clients do not own, the held-out transfer set;
-    with `learn_from = "train"` from all of them. `labels` are those of the texts. `told` begins messages.
+    with `learn_from = "train"` from all of them. `labels` and `owners` are those of the texts. `told`
+    begins messages.
     """
     args = _settings(request)
 
     def to_learn() -> Iterator[str]:
         own = np.flatnonzero(train)
         if args["learn_from"] == "transfer":
-            held_out = request.held_out and request.held_out(labels[own])
+            known = None if owners is None else owners[own]
+            held_out = request.held_out and request.held_out(labels[own], known)
             reason = (
                 "no transfer set is held out to learn the vocabulary from; set learn_from = 'train', which"
             )

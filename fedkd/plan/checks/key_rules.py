@@ -106,7 +106,7 @@ def _paced_by_tasks(scenario: Scenario, _: Any) -> bool:
 def _reads_files(scenario: Scenario, _: Any) -> bool:
     data, continual = scenario.data, scenario.continual
     named = {data.dataset, data.transfer.source, *(continual.tasks.datasets if continual else ())}
-    return bool(named - {"digits", "synthetic", "holdout", "noise"})
+    return bool(named - {"digits", "synthetic", "diabetes", "order", "topics", "holdout", "noise"})
 
 
 SCHEME, DIRICHLET = "data.partition.scheme", ("dirichlet", "dirichlet-per-client", "quantity")
@@ -131,6 +131,8 @@ TABLE: tuple[Reader, ...] = (
     _without("data.transfer.args", "data.transfer.source", "holdout", "noise", only="another data set"),
     _with("data.transfer.alpha", "data.transfer.source", "holdout"),
     _above_0("data.transfer.alpha", "data.transfer.size", "a transfer set"),
+    _with("data.transfer.owners", "data.transfer.source", "holdout"),
+    _above_0("data.transfer.owners", "data.transfer.size", "a transfer set"),
     _with(
         "data.test_size",
         "data.validation",
