@@ -8,6 +8,7 @@ Kinds of cases:
     folders  runs and benches that are damaged, then gone on with: refused, or the undamaged one's result
     kills    runs that are killed, stopped or out of disk at any moment, then resumed: an unbroken run's bytes
     plugins  models, strategies, learners, data sets and partitions that raise, leave or return nonsense
+    rows     tables, texts and series whose file is wrong or odd, and scenarios made from them
 
 Exit statuses are 0, 2, 3 or 130; there is no traceback, no internal error, no message over three lines, no
 warning of a library, and nothing is written outside the run folder. What breaks a rule is listed at the end

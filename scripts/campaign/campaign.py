@@ -18,16 +18,17 @@ from pathlib import Path
 
 import numpy as np
 
-from campaign import folders, inputs, kills, plugins
+from campaign import folders, inputs, kills, plugins, rows
 from campaign.base import Bench
 from campaign.sandbox import Command, Outcome, Place
 from campaign.verdict import complaints
 
 KINDS: dict[str, tuple[float, Callable[[Place, Bench, np.random.Generator], Sequence[str] | None]]] = {
-    "inputs": (0.55, inputs.attempt),
+    "inputs": (0.45, inputs.attempt),
     "folders": (0.15, folders.attempt),
     "kills": (0.08, kills.attempt),
     "plugins": (0.22, plugins.attempt),
+    "rows": (0.10, rows.attempt),
 }
 """Of every kind of case its share, and what makes one; it returns what is wrong besides the rules for all."""
 MEMORY = "/dev/shm"  # noqa: S108  a file system in memory, where there is one

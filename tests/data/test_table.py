@@ -287,3 +287,13 @@ def test_a_transfer_table_needs_the_same_columns_and_categories(rows, scenario, 
     added = [*rows, rows[1] | {"kind": "d"}]
     with pytest.raises(UserError, match="have columns or categories unlike the private ones: kind = d"):
         transfer(added)
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".parquet", ".arrow"])
+def test_a_table_with_too_many_columns_is_refused(tmp_path, monkeypatch, suffix):
+    monkeypatch.setattr("fedkd.data.sources.table_file.MAX_COLUMNS", 3)
+    three = write(tmp_path / f"three{suffix}", [{"a": 1, "b": 2, "c": 3}])
+    assert len(read_table_file(three).column_names) == 3
+    four = write(tmp_path / f"four{suffix}", [{"a": 1, "b": 2, "c": 3, "d": 4}])
+    with pytest.raises(UserError, match="has 4 columns, at most 3 fit"):
+        read_table_file(four)

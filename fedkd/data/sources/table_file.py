@@ -25,6 +25,8 @@ ABSENT = ("", "NA", "N/A", "n/a", "#N/A", "NaN", "nan", "NULL", "null")
 NUMBER = r"^[-+]?((\d+\.?\d*|\.\d+)([eE][-+]?\d+)?|(?i:inf|infinity))$"
 MAX_CATEGORIES = 1000
 """Classes of a label, and categories of a feature."""
+MAX_COLUMNS = 50_000
+"""Columns of a table: each costs about 20 kB and some of the readers' time."""
 CHUNK = 1 << 24  # bytes
 
 
@@ -42,6 +44,7 @@ def read_table_file(path: Path) -> pa.Table:
         told = re.sub(r"(?<=in row )\d+", lambda row: str(int(row[0]) + 1), described(error))
         raise UserError(f"cannot read {path}: {told}", key=KEY) from error
     names = table.column_names
+    _check_width(path, len(names))
     for name, count in Counter(names).items():
         refuse_if(count > 1, f"{path} has {count} columns named '{name}'", KEY)
     refuse_if(table.num_rows == 0, f"{path} has no rows, its columns are {', '.join(names) or 'none'}", KEY)
@@ -53,6 +56,7 @@ def _read(path: Path, suffix: str) -> pa.Table:
         from pyarrow import parquet
 
         with parquet.ParquetFile(path) as file:
+            _check_width(path, file.metadata.num_columns)
             size = 8 * file.metadata.num_rows * file.metadata.num_columns
             check_memory_budget(size, f"{path} unpacks to at least", KEY)
             return file.read()
@@ -72,8 +76,15 @@ def _read(path: Path, suffix: str) -> pa.Table:
         block = json.ReadOptions(use_threads=False, block_size=min(path.stat().st_size + 1, 2**31 - 1))
         table = json.read_json(path, read_options=block)
         return table.select(sorted(table.column_names))
+    with path.open("rb") as file:  # before pyarrow makes an array of each
+        _check_width(path, file.readline().count(SEPARATORS[suffix].encode()) + 1)
     _check_quotes(path, SEPARATORS[suffix])
     return _read_csv(path, SEPARATORS[suffix])
+
+
+def _check_width(path: Path, columns: int) -> None:
+    told = f"{path} has {columns:,} columns, at most {MAX_COLUMNS:,} fit; an npz file takes more features"
+    refuse_if(columns > MAX_COLUMNS, told, KEY)
 
 
 def _read_csv(path: Path, separator: str) -> pa.Table:
