@@ -20,6 +20,7 @@ EXTRAS = {
     "report": ("matplotlib", "plotly", "jinja2", "pyarrow"),
     "table": ("pyarrow",),
     "text": ("pyarrow", "tokenizers"),
+    "transformers": ("transformers", "tokenizers"),
     "hf": ("datasets", "pyarrow"),
     "partitioners": ("flwr-datasets",),
     "deployment": ("cryptography",),

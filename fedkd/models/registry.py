@@ -27,6 +27,7 @@ MODELS = Registry(
         "cnn1d": "fedkd.models.zoo.cnn1d:cnn1d",
         "gru": "fedkd.models.zoo.gru:gru",
         "tiny-transformer": "fedkd.models.zoo.tiny_transformer:tiny_transformer",
+        "transformers": "fedkd.models.zoo.transformers_classifier:transformers_classifier",
         "random-forest": "fedkd.models.estimator:random_forest",
         "gradient-boosting": "fedkd.models.estimator:gradient_boosting",
         "sgd": "fedkd.models.estimator:sgd",
@@ -36,7 +37,7 @@ MODELS = Registry(
 MODEL_KINDS: dict[str, tuple[str, ...]] = {
     "mlp": ("image", "vector", "series"),
     **dict.fromkeys(("lenet", "cnn", "resnet8", "resnet20"), ("image",)),
-    **dict.fromkeys(("bag", "textcnn", "tiny-transformer"), ("text",)),
+    **dict.fromkeys(("bag", "textcnn", "tiny-transformer", "transformers"), ("text",)),
     "cnn1d": ("series",),
     "gru": ("text", "series"),
     **dict.fromkeys(ESTIMATORS, ("image", "vector", "series", "text")),
