@@ -144,7 +144,7 @@ def small_data_root(data_root: Path, tmp_path_factory: pytest.TempPathFactory) -
     (folder / "vader").mkdir()
     for path in (data_root / "vader").glob("*.tsv"):
         lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-        (folder / "vader" / path.name).write_text("".join(lines[:801]), encoding="utf-8")
+        (folder / "vader" / path.name).write_text("".join(lines[:2601]), encoding="utf-8")
     return folder
 
 
