@@ -1,3 +1,4 @@
+from .clients import inline_grid as inline_grid
 from .compat import allowed_cpus as allowed_cpus
 from .compat import minimal_ray as minimal_ray
 from .compat import private_ray as private_ray

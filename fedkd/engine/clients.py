@@ -4,9 +4,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from flwr.app import Context
+from flwr.app import Context, Message
 
 from fedkd.clients import (
+    Client,
     ClientFactory,
     ExecutorChoice,
     build_checked_models,
@@ -17,13 +18,15 @@ from fedkd.clients import (
 from fedkd.data import Data, FederatedData
 from fedkd.engine.grid import Blocks, EngineGrid
 from fedkd.engine.inline import InlineGrid
+from fedkd.engine.live_clients import App, Together
 from fedkd.engine.ray.cluster import RayCluster
 from fedkd.engine.ray.node_check import ShippedFolder, check_nodes, shipped_plugin_files, with_shipped_files
 from fedkd.engine.ray.placement import gpu_share, room_for_actors
 from fedkd.engine.room import MemoryShare, Room
 from fedkd.engine.work_assignment import client_costs
 from fedkd.errors import described
-from fedkd.federation import answer_batch, client_app, local_context
+from fedkd.federation import answer_batch, client_app, client_behind, local_context
+from fedkd.federation.messages import records as msg
 from fedkd.plan import Plan, open_plan, resolve_plan
 from fedkd.scenario import scenario_from_json
 
@@ -49,20 +52,47 @@ class ScenarioWorkload:
         return local_context(self._clients, client)
 
 
-def inline_grid(plan: Plan, data: Data, folder: Path | None = None) -> InlineGrid:
-    """Return a grid in this process, with idle states in `folder`; an unfit model raises `UserError`."""
+def inline_grid(
+    plan: Plan, data: Data, folder: Path | None = None, trained: Callable[[Client], None] | None = None
+) -> InlineGrid:
+    """Return a grid in this process, with idle states in `folder`; an unfit model raises `UserError`.
+
+    `trained` is called with every client that has just answered a train message.
+    """
     models = build_checked_models(plan, data)
     here = on_its_device(plan, plan.scenario.engine.gpus_per_actor)
     clients = ClientFactory(here, data)
+    app, together = (client_app, answer_batch) if trained is None else _watched(trained)
     return InlineGrid(
-        client_app,
+        app,
         lambda client: local_context(clients, client),
         plan.scenario.data.clients,
         blocks=Blocks(plan.blocks),
-        together=answer_batch,
+        together=together,
         keeps_states=plan.scenario.faults.goes_on,
         room=MemoryShare(estimate_client_bytes(plan, data, models), folder=folder).room(here),
     )
+
+
+def _watched(trained: Callable[[Client], None]) -> tuple[App, Together]:
+    def tell(message: Message, context: Context) -> None:
+        if message.metadata.message_type == msg.TRAIN:
+            with client_behind(context) as client:
+                trained(client)
+
+    def app(message: Message, context: Context) -> Message:
+        reply = client_app(message, context)
+        tell(message, context)
+        return reply
+
+    def together(requests: Sequence[tuple[Message, Context]]) -> list[Message | Exception]:
+        outcomes = answer_batch(requests)
+        for request, outcome in zip(requests, outcomes, strict=True):
+            if isinstance(outcome, Message):
+                tell(*request)
+        return outcomes
+
+    return app, together
 
 
 def ray_grid(

@@ -2,6 +2,7 @@ from .apps.client_app import answer_batch as answer_batch
 from .apps.client_app import client_app as client_app
 from .apps.context import DATA_KEY as DATA_KEY
 from .apps.context import PARTITION_KEY as PARTITION_KEY
+from .apps.context import client_behind as client_behind
 from .apps.context import load_participant as load_participant
 from .apps.context import local_context as local_context
 from .apps.context import with_loop_executor as with_loop_executor
@@ -25,4 +26,5 @@ from .flower_strategies import flower_hyperparameters as flower_hyperparameters
 from .flower_strategies import flower_outlines as flower_outlines
 from .messages.arrays import arrays_to_record as arrays_to_record
 from .messages.arrays import record_to_arrays as record_to_arrays
+from .replay import replay_uploads as replay_uploads
 from .run_control import RunControl as RunControl

@@ -16,7 +16,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -96,7 +96,14 @@ class CheckpointStore:
 
     def latest(self) -> Checkpoint | None:
         """Return the newest undamaged checkpoint, or None; clients' states are read on demand."""
-        for path in reversed(self._complete()):
+        return self._newest(self._complete())
+
+    def before(self, round: int) -> Checkpoint | None:
+        """Return the newest undamaged checkpoint before a round, or None."""
+        return self._newest([path for path in self._complete() if round_of(path) < round])
+
+    def _newest(self, paths: Sequence[Path]) -> Checkpoint | None:
+        for path in reversed(paths):
             try:
                 manifest = Manifest(path)
                 checkpoint = manifest.checkpoint()
