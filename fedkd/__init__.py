@@ -29,6 +29,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     ["register"],
     {
+        "auditing": ["AuditResult", "audit"],
         "benchmark": ["BenchResult", "bench"],
         "continual": ["Learner"],
         "errors": ["EngineLost", "FedkdError", "Interrupted", "RunFailed", "TrainingDiverged", "UserError"],

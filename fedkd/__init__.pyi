@@ -1,4 +1,6 @@
 from . import register as register
+from .auditing import AuditResult as AuditResult
+from .auditing import audit as audit
 from .benchmark import BenchResult as BenchResult
 from .benchmark import bench as bench
 from .continual import Learner as Learner

@@ -9,7 +9,6 @@ from fedkd.data import FederatedData, replace_labels
 from fedkd.randomness import numpy_generator
 
 
-
 @dataclass(frozen=True, eq=False)
 class Candidates:
     """Samples `[S, *input_shape]`, normalised, their labels `[S]`, and `[S]` bool: trained on or not."""
@@ -26,15 +25,18 @@ def draw_candidates(client: Client, data: FederatedData, most: int, seed: int) -
     """Return at most `most` members of a client and as many non-members, class by class equally many.
 
     Members are samples that the client trains on. Non-members are its local test samples, and samples of the
-    common test set unless the client's samples look different (`heterogeneity`, owners). Labels of non-members
-    are as noisy as those of members.
+    common test set unless the client's samples look different (`heterogeneity`, owners). Non-members have
+    labels as noisy as those of members.
     """
     generator = numpy_generator(seed, "audit-candidates", client=client.index)
     ours_x, ours_y = client.samples.trained_on(0)
     own, skew = client.data, data.skew[client.index] if data.skew else None
     theirs_x, theirs_y = own.test_x, own.test_y
     if not data.owners and (skew is None or not (skew.angle or skew.noise or skew.colour)):
-        theirs_x, theirs_y = np.concatenate([theirs_x, own.global_x]), np.concatenate([theirs_y, own.global_y])
+        theirs_x, theirs_y = (
+            np.concatenate([theirs_x, own.global_x]),
+            np.concatenate([theirs_y, own.global_y]),
+        )
     if skew is not None and skew.label_noise and len(theirs_y):
         theirs_y = replace_labels(theirs_y, data.classes, skew.label_noise, generator)
     ours, theirs = generator.permutation(len(ours_y)), generator.permutation(len(theirs_y))

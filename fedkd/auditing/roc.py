@@ -104,9 +104,9 @@ def epsilon_bound(
     """Return a lower bound of ε of (ε, δ)-differential privacy, ≥ 0, at 95 % confidence.
 
     Every (ε, δ)-private training has TPR ≤ e^ε FPR + δ, and TNR ≤ e^ε FNR + δ (Kairouz et al., ICML 2015). So
-    ``ln((TPR_low − δ) / FPR_high)`` bounds ε, with Clopper–Pearson limits of 97.5 % each. One half of the
-    samples, drawn at random, chooses the threshold and the inequality. The other half gives the limits. Halves
-    of n members and n non-members show at most ``ln(l / (1 − l))`` with ``l = 0.025^(1/n)``.
+    ``ln((TPR_low − δ) / FPR_high)`` bounds ε, with Clopper–Pearson limits of 97.5 % each. One random
+    half of the samples chooses the threshold and the inequality. The other half gives the limits. Halves of n
+    members and n non-members show at most ``ln(l / (1 − l))`` with ``l = 0.025^(1/n)``.
     """
     ours, theirs = generator.permutation(members), generator.permutation(others)
     n, m = len(ours) // 2, len(theirs) // 2

@@ -182,6 +182,17 @@ def _parser() -> argparse.ArgumentParser:
     _add_out(export, "target folder (default: export in the run folder)")
     export.add_argument("--round", type=int, metavar="N", help="export the state after round N")
 
+    text = "attack a round's uploads as a curious server: label mix and membership"
+    audit = verb("audit", verbs.audit_verb, text)
+    _add_run_folder(audit)
+    audit.add_argument("--round", type=int, metavar="N", help="round of the uploads (default: the last)")
+    text = "most training samples of each client, and as many others (default: 500)"
+    audit.add_argument("--samples", type=int, metavar="N", default=500, help=text)
+    text = "δ of the lower bound of ε (default: 1e-5)"
+    audit.add_argument("--delta", type=float, metavar="X", default=1e-5, help=text)
+    audit.add_argument("--seed", type=int, metavar="N", default=0, help="seed of the attacks (default: 0)")
+    _add_quiet(audit)
+
     text = "write the data of every client and of the server, for the nodes of a real federation"
     partition = verb("partition", verbs.partition_verb, text)
     _add_scenario(partition)

@@ -130,6 +130,22 @@ def export_verb(args: argparse.Namespace) -> None:
     print(f"{len(made.clients)} clients  {made.folder}")
 
 
+def audit_verb(args: argparse.Namespace) -> None:
+    check_address_space()
+    from fedkd.auditing import audit
+
+    tell = None if args.quiet else lambda line: print(line, flush=True)
+    result = audit(
+        args.folder,
+        round=args.round,
+        samples=args.samples,
+        delta=args.delta,
+        seed=args.seed,
+        progress=tell,
+    )
+    _print(["", *result.lines(), f"results  {result.folder / 'audit.json'}"])
+
+
 def partition_verb(args: argparse.Namespace) -> None:
     check_address_space()
     from fedkd.deployment import write_partition

@@ -8,7 +8,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     {
         "dataset": ["dataset_from_arrays"],
         "federated": ["ClientData", "FederatedData"],
-        "heterogeneity": ["Skew"],
+        "heterogeneity": ["Skew", "replace_labels"],
         "kinds": ["KINDS", "SampleKind", "inferred_kind"],
         "load": ["Data", "first_task", "load_data", "task_names"],
         "memory_budget": ["check_memory_budget", "machine_memory"],

@@ -2,6 +2,7 @@ from .dataset import dataset_from_arrays as dataset_from_arrays
 from .federated import ClientData as ClientData
 from .federated import FederatedData as FederatedData
 from .heterogeneity import Skew as Skew
+from .heterogeneity import replace_labels as replace_labels
 from .kinds import KINDS as KINDS
 from .kinds import SampleKind as SampleKind
 from .kinds import inferred_kind as inferred_kind

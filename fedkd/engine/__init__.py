@@ -6,6 +6,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     [],
     {
+        "clients": ["inline_grid"],
         "compat": ["allowed_cpus", "minimal_ray", "private_ray"],
         "ray.cluster": ["RayCluster", "connect_ray"],
         "ray.node_check": ["check_nodes", "other_nodes", "shipped_plugin_files"],

@@ -10,6 +10,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "apps.context": [
             "DATA_KEY",
             "PARTITION_KEY",
+            "client_behind",
             "load_participant",
             "local_context",
             "with_loop_executor",
@@ -31,6 +32,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "flower_averaging": ["WEIGHTS_PREFIX"],
         "flower_strategies": ["flower_hyperparameters", "flower_outlines"],
         "messages.arrays": ["arrays_to_record", "record_to_arrays"],
+        "replay": ["replay_uploads"],
         "run_control": ["RunControl"],
     },
 )

@@ -38,7 +38,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("federation",),
     ("engine",),
     ("simulation",),
-    ("scaffold", "trained", "deployment"),
+    ("scaffold", "trained", "deployment", "auditing"),
     ("benchmark",),
     ("tuning",),
     ("cli", "__main__", "__init__"),

@@ -1,0 +1,2 @@
+from .audit import audit as audit
+from .result import AuditResult as AuditResult
