@@ -95,4 +95,5 @@ def test_json_schema_describes_every_hyperparameter_of_every_learner():
             assert properties[parameter.name]["description"], (name, parameter.name)
             assert parameter.name not in Continual.model_fields, "a learner shadows a key of [continual]"
     assert "default" not in properties["strength"], "learners start from different strengths"
-    assert properties["memory_size"]["default"] == 1000
+    assert "default" not in properties["memory_size"], "policy keeps no sample"
+    assert properties["density"]["default"] == 0.1
