@@ -23,7 +23,7 @@ from campaign.verdict import complaints
 
 
 def test_a_short_campaign_has_no_findings(tmp_path):
-    campaign = processes.Fork(["--cases", 12, "--seed", 5, "--jobs", 1], tmp_path, main=main)
+    campaign = processes.Fork(["--cases", 12, "--seed", 18, "--jobs", 1], tmp_path, main=main)
     status, said = campaign.wait(timeout=240), campaign.stdout
     assert status == 0, said + campaign.stderr
     assert "12 cases" in said and "; 0 findings" in said
